@@ -1,0 +1,170 @@
+"""The table of every touch of SGLang's internals.
+
+Order of preference for a new row: register, subclass, call, before, after, around, replace. SGLang's
+signatures and bodies move between releases while its registries do not, so each step down needs its
+reason in `why`, and `params` names every parameter that our side relies on.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from arctic_sglang.features import Feature
+
+
+class Kind(StrEnum):
+    """How SGLang is touched. The last four go through SGLang's `HookRegistry`."""
+
+    REGISTER = "register"
+    SUBCLASS = "subclass"
+    CALL = "call"
+    SET = "set"  # a class attribute that SGLang documents as replaceable
+    BEFORE = "before"
+    AFTER = "after"
+    AROUND = "around"
+    REPLACE = "replace"
+
+
+HOOKED = frozenset({Kind.BEFORE, Kind.AFTER, Kind.AROUND, Kind.REPLACE})
+
+
+class Role(StrEnum):
+    """A process of a server, told by the SGLang modules that it has imported."""
+
+    MAIN = "main"
+    SCHEDULER = "scheduler"
+    DETOKENIZER = "detokenizer"
+    CONTROLLER = "controller"  # data-parallel controller
+    TOKENIZER = "tokenizer"  # extra tokenizer worker
+
+
+EVERYWHERE = frozenset(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """One touch of SGLang.
+
+    Attributes:
+        id: short name, `feature.what`.
+        target: dotted path in SGLang.
+        kind: how it is touched.
+        feature: who needs it.
+        why: one sentence.
+        hook: `module:attribute` of our side; empty for SUBCLASS and CALL.
+        params: parameters that we rely on, in the order of the signature.
+        members: attributes of a class that we rely on.
+        roles: processes in which it is applied.
+        versions: SGLang releases it was tested with.
+        exit: what would let us delete the row.
+    """
+
+    id: str
+    target: str
+    kind: Kind
+    feature: Feature
+    why: str
+    hook: str = ""
+    params: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+    roles: frozenset[Role] = EVERYWHERE
+    versions: str = "==0.5.17"
+    exit: str = ""
+
+
+SEAMS: tuple[Seam, ...] = (
+    Seam(
+        id="flags.server_args",
+        target="sglang.srt.server_args.ServerArgs",
+        kind=Kind.REPLACE,
+        feature=Feature.FLAGS,
+        hook="arctic_sglang.compat.server_args:ArcticServerArgs",
+        members=("__post_init__", "add_cli_args", "from_cli_args", "model_path", "device", "tp_size"),
+        why="SGLang builds flags, YAML keys, Engine keywords and /server_info from this class alone.",
+        exit="a plugin interface for flags in SGLang",
+    ),
+    Seam(
+        id="flags.engine",
+        target="sglang.srt.entrypoints.engine.Engine.server_args_class",
+        kind=Kind.SET,
+        feature=Feature.FLAGS,
+        hook="arctic_sglang.compat.server_args:ArcticServerArgs",
+        why="Engine keeps the class in an attribute, which a hook on the name does not reach.",
+        exit="a plugin interface for flags in SGLang",
+    ),
+    Seam(
+        id="flags.help",
+        target="sglang.srt.arg_groups.arg_utils.add_cli_args_from_dataclass",
+        kind=Kind.BEFORE,
+        feature=Feature.FLAGS,
+        hook="arctic_sglang.plugin:before_add_cli_args",
+        params=("parser", "cls"),
+        why="`sglang serve --help` prints before it loads plugins; this loads them when flags are listed.",
+        exit="`sglang serve --help` loads plugins first",
+    ),
+    Seam(
+        id="cpu.platform",
+        target="sglang.srt.platforms.interface.SRTPlatform",
+        kind=Kind.SUBCLASS,
+        feature=Feature.CPU,
+        members=(
+            "get_default_attention_backend", "get_mha_kv_pool_cls", "get_mla_kv_pool_cls",
+            "get_paged_allocator_cls", "get_dispatch_key_name",
+        ),
+        why="An out-of-tree platform makes every layer take its torch form: no CUDA or AMX kernels.",
+        exit="SGLang's own CPU platform works with the wheels on PyPI",
+    ),
+    Seam(
+        id="cpu.group",
+        target="sglang.srt.distributed.parallel_state.GroupCoordinator.__init__",
+        kind=Kind.BEFORE,
+        feature=Feature.CPU,
+        hook="arctic_sglang.cpu.groups:before_group_init",
+        params=("use_pynccl", "use_custom_allreduce"),
+        roles=frozenset({Role.SCHEDULER}),
+        why="With a CUDA build of torch SGLang wants NCCL for tensor parallelism; a CPU has gloo alone.",
+        exit="GroupCoordinator asks the platform which communicators exist",
+    ),
+    Seam(
+        id="pooling.model",
+        target="sglang.srt.model_executor.model_runner.ModelRunner.load_model",
+        kind=Kind.AFTER,
+        feature=Feature.POOLING,
+        hook="arctic_sglang.embedding.pooling:after_load_model",
+        params=("self",),
+        roles=frozenset({Role.SCHEDULER}),
+        why="SGLang fixes the pooling in each model file and never reads the checkpoint's own.",
+        exit="SGLang reads modules.json",
+    ),
+    Seam(
+        id="pooling.pooler",
+        target="sglang.srt.layers.pooler.Pooler",
+        kind=Kind.SUBCLASS,
+        feature=Feature.POOLING,
+        members=("forward",),
+        why="Our pooler stands where the model's was and answers in the same form.",
+        exit="SGLang reads modules.json",
+    ),
+    Seam(
+        id="pooling.output",
+        target="sglang.srt.layers.pooler.EmbeddingPoolerOutput",
+        kind=Kind.CALL,
+        feature=Feature.POOLING,
+        members=("embeddings",),
+        why="What a pooler returns.",
+        exit="SGLang reads modules.json",
+    ),
+    Seam(
+        id="pooling.batch",
+        target="sglang.srt.model_executor.forward_batch_info.ForwardBatch",
+        kind=Kind.CALL,
+        feature=Feature.POOLING,
+        members=("extend_seq_lens", "extend_seq_lens_cpu", "dimensions"),
+        why="Where one text ends and the next begins.",
+        exit="SGLang reads modules.json",
+    ),
+)
+
+
+def seams_of(features: frozenset[Feature]) -> tuple[Seam, ...]:
+    """The rows that these features need, in the table's order."""
+    return tuple(seam for seam in SEAMS if seam.feature in features)

@@ -1,0 +1,153 @@
+"""SGLang's server arguments with this plugin's flags.
+
+The class stands where `ServerArgs` stood, so SGLang makes command-line flags, YAML keys, Engine keywords
+and `/server_info` of its fields. It is also where the plugin judges and acts: SGLang swallows the errors
+of plugins, but not those raised while it builds its arguments; and the arguments travel to every process
+of a server, so what must happen in a process happens when they arrive there.
+"""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from arctic_sglang import env
+from arctic_sglang.compat import apply, process, source, vendor, verify
+from arctic_sglang.compat.seams import Role, seams_of
+from arctic_sglang.config import ArcticConfig
+from arctic_sglang.cpu import defaults
+from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError, read_pooling
+from arctic_sglang.features import Facts, Feature, requested, wanted_pooling
+
+logger = logging.getLogger(__name__)
+
+_POOLING_FILES = ["modules.json", "sentence_bert_config.json", "*_Pooling/config.json", "config.json"]
+
+
+def _flag_fields() -> list[tuple[str, Any, Any]]:
+    hints = get_type_hints(ArcticConfig)
+    return [
+        (
+            f.name,
+            Annotated[hints[f.name], vendor.Arg(help=f.metadata["help"]), vendor.NS("arctic")],
+            dataclasses.field(default=f.default),
+        )
+        for f in dataclasses.fields(ArcticConfig)
+    ]
+
+
+_WithFlags = dataclasses.make_dataclass(
+    "_WithFlags", _flag_fields(), bases=(vendor.ServerArgs,), namespace={"__module__": __name__}
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """What a start asks for, decided once in the main process and carried to the others."""
+
+    config: ArcticConfig
+    features: frozenset[Feature]
+    pooling: PoolingSpec | None
+    cpu_threads: int | None  # of each rank, with Feature.CPU
+
+
+@dataclasses.dataclass
+class ArcticServerArgs(_WithFlags):
+    """SGLang's `ServerArgs` plus one field for each flag of `ArcticConfig`.
+
+    Raises:
+        ValueError, TypeError: a flag's value is wrong, or flags contradict each other or the machine.
+        SeamError: a requested feature cannot work with the installed SGLang.
+    """
+
+    def __post_init__(self) -> None:
+        config = ArcticConfig.from_args(self)
+        facts = _facts(self)
+        features = requested(config, facts)
+        threads = _cpu_threads(self, config) if Feature.CPU in features else None
+        decision = Decision(config, features, wanted_pooling(config, facts), threads)
+        needed = seams_of(decision.features | {Feature.FLAGS})
+        verify.judge(verify.verify(needed, source.installed_root()), decision.features)
+        if Feature.CPU in decision.features:
+            _set_cpu_defaults(self, threads)
+        if decision.pooling is not None:
+            _set_pooling_defaults(self, decision.pooling)
+        super().__post_init__()
+        self._arctic = decision
+        _activate(decision)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        decision = state.get("_arctic")
+        if decision is not None:  # absent while SGLang copies arguments that it has not finished
+            _activate(decision)
+
+
+def _activate(decision: Decision) -> None:
+    """Applies the requested features' seams in this process, whichever it is."""
+    role = process.role()
+    apply.apply(seams_of(decision.features), role)
+    if decision.cpu_threads is not None and role is Role.SCHEDULER:
+        vendor.set_cpu_threads(decision.cpu_threads)
+    process.report(decision.features, role)
+    if role in (Role.MAIN, Role.SCHEDULER) and decision.features:
+        logger.info(
+            "arctic-sglang: %s on in the %s process (seams applied: %s)",
+            ", ".join(sorted(decision.features)), role, ", ".join(apply.applied()) or "none",
+        )  # fmt: skip
+
+
+def _facts(args: Any) -> Facts:
+    pooling: PoolingSpec | UnsupportedCheckpointError | None = None
+    if args.is_embedding and args.embedding_pooling in ("auto", "checkpoint"):
+        try:
+            pooling = read_pooling(_checkpoint_folder(args.model_path, args.revision))
+        except UnsupportedCheckpointError as error:
+            pooling = error
+    return Facts(
+        accelerator=vendor.accelerator(),
+        device=args.device,
+        own_cpu_engine=env.cpu_engine_requested(),
+        is_embedding=args.is_embedding,
+        pooling=pooling,
+    )
+
+
+def _checkpoint_folder(model_path: str, revision: str | None) -> Path:
+    """The checkpoint's folder; for a name on the hub, a folder with its small pooling files."""
+    path = Path(model_path)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_path, revision=revision, allow_patterns=_POOLING_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        msg = f"the pooling files of {model_path} cannot be fetched ({type(error).__name__}: {error})"
+        raise UnsupportedCheckpointError(msg) from error
+
+
+def _cpu_threads(args: Any, config: ArcticConfig) -> int:
+    ranks = args.tp_size * args.pp_size * args.dp_size
+    return defaults.threads_per_rank(len(os.sched_getaffinity(0)), ranks, config.cpu_threads_per_rank)
+
+
+def _set_cpu_defaults(args: Any, threads: int) -> None:
+    changed = defaults.cpu_defaults({f.name: getattr(args, f.name) for f in dataclasses.fields(args)})
+    for name, value in changed.items():
+        setattr(args, name, value)
+    # SGLang wants a core list for each rank of a group, though without AMX kernels it only reads it.
+    env.set_threads_bind(defaults.cores_of_ranks(len(os.sched_getaffinity(0)), args.tp_size, threads))
+    logger.info("arctic-sglang: no GPU; %d threads a rank, and these defaults: %s", threads, changed)
+
+
+def _set_pooling_defaults(args: Any, pooling: PoolingSpec) -> None:
+    if args.context_length is None and pooling.context_length is not None:
+        args.context_length = pooling.context_length
+    if pooling.needs_whole_text:
+        # A cached prefix or an earlier chunk leaves no token vectors behind to pool, and in an encoder a
+        # prefix's keys and values depend on what follows it.
+        args.disable_radix_cache = True
+        args.chunked_prefill_size = -1

@@ -1,0 +1,63 @@
+"""The only imports of SGLang's internals, each done when its name is first used.
+
+`vendor.Pooler` imports `sglang.srt.layers.pooler` then, and not before: the light processes of a server
+must not pay for the heavy modules of the others.
+"""
+
+import importlib
+from typing import Any
+
+_NAMES = {
+    "Arg": "sglang.srt.arg_groups.arg_utils",
+    "NS": "sglang.srt.arg_groups.arg_utils",
+    "CpuDeviceMixin": "sglang.srt.platforms.cpu",
+    "EmbeddingPoolerOutput": "sglang.srt.layers.pooler",
+    "EmbeddingReqInput": "sglang.srt.managers.io_struct",
+    "HookRegistry": "sglang.srt.plugins.hook_registry",
+    "HookSource": "sglang.srt.plugins.hook_registry",
+    "HookType": "sglang.srt.plugins.hook_registry",
+    "MHATokenToKVPool": "sglang.srt.mem_cache.memory_pool",
+    "MLATokenToKVPool": "sglang.srt.mem_cache.memory_pool",
+    "PlatformEnum": "sglang.srt.platforms.device_mixin",
+    "Pooler": "sglang.srt.layers.pooler",
+    "PoolingType": "sglang.srt.layers.pooler",
+    "SRTPlatform": "sglang.srt.platforms.interface",
+    "ServerArgs": "sglang.srt.server_args",
+    "TokenToKVPoolAllocator": "sglang.srt.mem_cache.allocator",
+    "load_plugins": "sglang.srt.plugins",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _NAMES.get(name)
+    if module is None:
+        msg = f"arctic_sglang.compat.vendor has no {name}; add it to the table of imports"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(module), name)
+
+
+def engine_class() -> type:
+    """`sglang.Engine`, public."""
+    return importlib.import_module("sglang").Engine
+
+
+def torch_profiler_cpu() -> Any:
+    """torch's profiler activity for the CPU."""
+    from torch.profiler import ProfilerActivity
+
+    return ProfilerActivity.CPU
+
+
+def accelerator() -> str | None:
+    """Name of the accelerator that torch sees ("cuda", "xpu", ...), or None. Imports torch."""
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return None if device is None or device.type == "cpu" else device.type
+
+
+def set_cpu_threads(count: int) -> None:
+    """Threads that torch computes with in this process."""
+    import torch
+
+    torch.set_num_threads(count)

@@ -1,0 +1,73 @@
+"""The flags of this plugin, and the frozen record of their values.
+
+Every field of `ArcticConfig` is a flag: `embedding_pooling` is `--embedding-pooling` on a command line,
+`embedding-pooling:` in SGLang's YAML `--config`, and `embedding_pooling=` for `sglang.Engine`. A later
+feature adds a field here and a check in `__post_init__`, nothing else.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+Pooling = Literal["auto", "checkpoint", "stock", "cls", "mean", "last"]
+
+
+def flag(default: Any, help_text: str) -> Any:
+    """A dataclass field that becomes a flag with this help text."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArcticConfig:
+    """Values of this plugin's flags.
+
+    Raises:
+        ValueError: a value is not one of a flag's choices, or is out of range.
+        TypeError: a value has the wrong type.
+    """
+
+    embedding_pooling: Pooling = flag(
+        "auto",
+        "How token vectors become one embedding. 'auto': as the checkpoint's sentence-transformers files say, "
+        "and SGLang's own choice where there are none; 'checkpoint': the same, but refuse to start "
+        "without such files; 'stock': always SGLang's own; 'cls', 'mean', 'last': by force, normalised.",
+    )
+    cpu_threads_per_rank: int | None = flag(
+        None,
+        "Threads that each rank computes with on a machine without a GPU. "
+        "Default: the cores of the machine shared out evenly.",
+    )
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(ArcticConfig).items():
+            _check_value(name, getattr(self, name), hint)
+        if self.cpu_threads_per_rank is not None and self.cpu_threads_per_rank < 1:
+            msg = f"{flag_name('cpu_threads_per_rank')} is {self.cpu_threads_per_rank}; it must be at least 1"
+            raise ValueError(msg)
+
+    @classmethod
+    def from_args(cls, args: object) -> "ArcticConfig":
+        """Reads the flags from an object that has them as attributes (SGLang's server arguments)."""
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
+
+    def given(self) -> dict[str, Any]:
+        """The flags whose value is not the default."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+
+def flag_name(field_name: str) -> str:
+    """`embedding_pooling` -> `--embedding-pooling`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if value not in choices:
+            msg = f"{flag_name(name)} is {value!r}; it must be one of {', '.join(map(repr, choices))}"
+            raise ValueError(msg)
+        return
+    allowed = get_args(hint) or (hint,)
+    if type(value) not in allowed:  # bool is an int to isinstance, and True is no thread count
+        names = " or ".join("not given" if t is type(None) else t.__name__ for t in allowed)
+        msg = f"{flag_name(name)} is {value!r} ({type(value).__name__}); it must be {names}"
+        raise TypeError(msg)

@@ -1,0 +1,1 @@
+"""Embeddings: what a checkpoint says about its pooling (`checkpoint`, pure) and the pooler (`pooling`)."""

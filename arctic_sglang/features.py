@@ -1,0 +1,94 @@
+"""What a user can ask for, and what a given start asks for. Pure: no SGLang, no device."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from arctic_sglang.config import ArcticConfig
+from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError
+
+
+class Feature(StrEnum):
+    """A feature of this plugin; a seam belongs to exactly one."""
+
+    FLAGS = "flags"  # the command line, YAML and Engine keywords: always wanted
+    CPU = "cpu"  # the runtime for machines without a GPU
+    POOLING = "pooling"  # embeddings pooled as the checkpoint says
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a start depends on besides the flags.
+
+    Attributes:
+        accelerator: name of the accelerator that torch sees ("cuda"), or None.
+        device: SGLang's `--device`, or None if not given.
+        own_cpu_engine: whether the user chose SGLang's own CPU engine.
+        is_embedding: SGLang's `--is-embedding`.
+        pooling: what the checkpoint says, None without sentence-transformers files, or the reason why
+            it cannot be followed.
+    """
+
+    accelerator: str | None
+    device: str | None
+    own_cpu_engine: bool
+    is_embedding: bool
+    pooling: PoolingSpec | UnsupportedCheckpointError | None
+
+
+def wants_cpu(facts: Facts) -> bool:
+    """Whether this start runs on our CPU runtime.
+
+    Raises:
+        ValueError: the CPU was asked for on a machine whose accelerator SGLang has already chosen.
+    """
+    if facts.own_cpu_engine:
+        return False
+    if facts.accelerator is not None:
+        if facts.device == "cpu":
+            msg = (
+                f"--device cpu was given on a machine with an accelerator ({facts.accelerator}). SGLang picks its "
+                "kernels for the accelerator at import; hide it first: CUDA_VISIBLE_DEVICES='' (empty)"
+            )
+            raise ValueError(msg)
+        return False
+    return facts.device in (None, "cpu")
+
+
+def wanted_pooling(config: ArcticConfig, facts: Facts) -> PoolingSpec | None:
+    """How embeddings are pooled, or None where SGLang's own pooling stays.
+
+    Raises:
+        ValueError: a pooling was asked for by name and cannot be had.
+    """
+    choice = config.embedding_pooling
+    if not facts.is_embedding:
+        if choice not in ("auto", "stock"):
+            msg = f"--embedding-pooling {choice} needs an embedding server; add --is-embedding"
+            raise ValueError(msg)
+        return None
+    if choice == "stock":
+        return None
+    if choice in ("cls", "mean", "last"):
+        return PoolingSpec(mode=choice, normalize=True)
+    if isinstance(facts.pooling, UnsupportedCheckpointError):
+        msg = f"{facts.pooling}; start with --embedding-pooling stock to keep SGLang's own pooling"
+        raise ValueError(msg)
+    if facts.pooling is None and choice == "checkpoint":
+        msg = (
+            "--embedding-pooling checkpoint was given, and the checkpoint has no modules.json; "
+            "name the pooling (cls, mean, last) or leave the flag out"
+        )
+        raise ValueError(msg)
+    return facts.pooling
+
+
+def requested(config: ArcticConfig, facts: Facts) -> frozenset[Feature]:
+    """The features that this start asks for. FLAGS counts only when a flag was given."""
+    features = set()
+    if config.given():
+        features.add(Feature.FLAGS)
+    if wants_cpu(facts):
+        features.add(Feature.CPU)
+    if wanted_pooling(config, facts) is not None:
+        features.add(Feature.POOLING)
+    return frozenset(features)

@@ -1,0 +1,1 @@
+"""SwiftKV models for SGLang. Nothing is in this release yet."""
