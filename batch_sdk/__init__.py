@@ -1,0 +1,45 @@
+"""Stream tables of any size through a language model: Arrow or Polars in, typed columns out.
+
+import batch_sdk
+
+table = batch_sdk.generate(frame, prompt="Summarise: {{ body }}", model="path/of/model", max_new_tokens=64)
+batch_sdk.embed("docs/*.parquet", column="body", model="path/of/model", output="vectors.parquet")
+"""
+
+from __future__ import annotations
+
+from batch_sdk.api import embed, generate
+from batch_sdk.engines import Engine, create_engine
+from batch_sdk.errors import (
+    BatchError,
+    ColumnError,
+    EngineError,
+    OptionError,
+    OutputError,
+    PromptError,
+    RowErrorKind,
+    SourceError,
+)
+from batch_sdk.job import EmbedJob, GenerateJob
+from batch_sdk.sampling import SamplingParams
+from batch_sdk.summary import BatchResult, JobSummary
+
+__all__ = [
+    "BatchError",
+    "BatchResult",
+    "ColumnError",
+    "EmbedJob",
+    "Engine",
+    "EngineError",
+    "GenerateJob",
+    "JobSummary",
+    "OptionError",
+    "OutputError",
+    "PromptError",
+    "RowErrorKind",
+    "SamplingParams",
+    "SourceError",
+    "create_engine",
+    "embed",
+    "generate",
+]

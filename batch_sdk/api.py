@@ -1,0 +1,194 @@
+"""The two functions that most people need."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from batch_sdk.engines import Engine, create_engine
+from batch_sdk.engines.base import Task
+from batch_sdk.errors import OptionError, check_names
+from batch_sdk.job import ChatMode, EmbedJob, GenerateJob
+from batch_sdk.plan import EmbedPlan, GeneratePlan
+from batch_sdk.runner import run_job
+from batch_sdk.sampling import SamplingOptions, SamplingParams
+from batch_sdk.sinks import open_sink
+from batch_sdk.sources import open_source
+from batch_sdk.summary import BatchResult, JobSummary
+
+Output = str | os.PathLike[str] | None
+
+
+def generate(
+    data: Any,
+    *,
+    prompt: str,
+    model: str | Engine,
+    output: Output = None,
+    engine: str = "sglang",
+    engine_options: dict[str, Any] | None = None,
+    system: str | None = None,
+    chat: ChatMode = "auto",
+    keep: Sequence[str] | None = None,
+    response_column: str = "response",
+    details_prefix: str = "",
+    window_rows: int = 2048,
+    batch_rows: int = 1024,
+    limit_rows: int | None = None,
+    overwrite: bool = False,
+    rows_per_file: int = 1_000_000,
+    progress: bool | None = None,
+    return_summary: bool = False,
+    **sampling: Unpack[SamplingOptions],
+) -> Any:
+    """Generate one text for every row of a table.
+
+    The output has the input's rows in the input's order, the columns of `keep`, and: the response (string),
+    `prompt_tokens` and `completion_tokens` (int32), `finish_reason` (string), `error` (struct of kind and
+    message, null where the row is fine). A row without a result has nulls and an error; it never stops the
+    job.
+
+    Args:
+        data: a Polars DataFrame or LazyFrame, a pyarrow Table, RecordBatch or RecordBatchReader, anything
+            with `__arrow_c_stream__`, or a path, glob, directory or list of Parquet files.
+        prompt: Jinja2 template over the columns, e.g. `"Summarise: {{ body }}"`; `row['any name']` reaches
+            columns whose names are no identifiers. Printing a null makes the row a `null_input` error; `{{ x
+            or '' }}` does not.
+        model: path or hub name; or a started `Engine`, which then serves this call and is left running.
+        output: a path ending in `.parquet` for one file, any other path for a directory of parts, None for a
+            table in memory.
+        engine: "sglang" or "dummy".
+        engine_options: the engine's own options; for "sglang" any argument of `sglang.Engine`.
+        system: template of a system message.
+        chat: True sends prompts through the model's chat template, False as they are, "auto" does what the
+            model has.
+        keep: input columns to pass through; None is all, [] is none.
+        response_column: name of the response column.
+        details_prefix: put before the names of the other new columns.
+        window_rows: how far the engine's newest row may run ahead of the oldest unfinished one.
+        batch_rows: rows of an output record batch.
+        limit_rows: stop after so many input rows.
+        overwrite: replace an existing output.
+        rows_per_file: rows of a part file, if `output` is a directory.
+        progress: show a progress bar on stderr; None shows it on a terminal.
+        return_summary: without `output`, return `BatchResult(table, summary)` instead of the table alone.
+        **sampling: `max_new_tokens`, `temperature`, `top_p`, `stop`, ...: see `SamplingParams`.
+
+    Returns:
+        With `output`: the `JobSummary`. Without: a Polars DataFrame for a Polars input, else a
+        `pyarrow.Table`.
+
+    Raises:
+        BatchError: the job could not start (`OptionError`, `SourceError`, `ColumnError`, `PromptError`,
+            `OutputError`) or the engine died (`EngineError`). Nothing is left at `output`.
+    """
+    check_names(sampling, [*SamplingOptions.__annotations__, *_named_options(generate)], "option of generate")
+    job = GenerateJob(
+        model=_model_name(model),
+        keep=keep,
+        details_prefix=details_prefix,
+        window_rows=window_rows,
+        batch_rows=batch_rows,
+        limit_rows=limit_rows,
+        prompt=prompt,
+        system=system,
+        chat=chat,
+        sampling=SamplingParams.from_mapping(sampling),
+        response_column=response_column,
+    )
+    source = open_source(data)
+    plan = GeneratePlan(job, source.schema)
+    sink = open_sink(output, source, overwrite=overwrite, rows_per_file=rows_per_file)
+    runner = _engine(model, engine, engine_options, plan.task)
+    result, summary = run_job(job, plan, source, sink, runner, progress=progress)
+    return _answer(output, result, summary, return_summary)
+
+
+def embed(
+    data: Any,
+    *,
+    column: str,
+    model: str | Engine,
+    output: Output = None,
+    engine: str = "sglang",
+    engine_options: dict[str, Any] | None = None,
+    normalize: bool = False,
+    keep: Sequence[str] | None = None,
+    embedding_column: str = "embedding",
+    details_prefix: str = "",
+    window_rows: int = 2048,
+    batch_rows: int = 1024,
+    block_rows: int = 64,
+    limit_rows: int | None = None,
+    overwrite: bool = False,
+    rows_per_file: int = 1_000_000,
+    progress: bool | None = None,
+    return_summary: bool = False,
+) -> Any:
+    """Compute one vector for every row of a table.
+
+    The output has the input's rows in the input's order, the columns of `keep`, and: the embedding
+    (FixedSizeList<float32, d>), `prompt_tokens` (int32), `error` (struct of kind and message, null where the
+    row is fine).
+
+    Args:
+        column: the column with the texts.
+        normalize: scale every vector to length 1 here, whatever the model's own pooling does.
+        embedding_column: name of the vector column.
+        block_rows: rows sent to the engine as one request.
+
+    All other arguments, the return value and the errors are those of `generate`.
+    """
+    job = EmbedJob(
+        model=_model_name(model),
+        keep=keep,
+        details_prefix=details_prefix,
+        window_rows=window_rows,
+        batch_rows=batch_rows,
+        limit_rows=limit_rows,
+        column=column,
+        normalize=normalize,
+        embedding_column=embedding_column,
+        block_rows=block_rows,
+    )
+    source = open_source(data)
+    plan = EmbedPlan(job, source.schema)
+    sink = open_sink(output, source, overwrite=overwrite, rows_per_file=rows_per_file)
+    runner = _engine(model, engine, engine_options, plan.task)
+    result, summary = run_job(job, plan, source, sink, runner, progress=progress)
+    return _answer(output, result, summary, return_summary)
+
+
+def _named_options(function: Any) -> list[str]:
+    kinds = inspect.signature(function).parameters.items()
+    return [name for name, parameter in kinds if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _model_name(model: str | Engine) -> str:
+    return model.model if isinstance(model, Engine) else model
+
+
+def _engine(model: str | Engine, name: str, options: dict[str, Any] | None, task: Task) -> Engine:
+    if not isinstance(model, Engine):
+        return create_engine(name, model=model, task=task, options=options)
+    if not model.started:
+        raise OptionError(
+            "model= is an engine that is not started",
+            "a running one",
+            "write: with create_engine(...) as engine: generate(..., model=engine)",
+        )
+    if model.task != task:
+        raise OptionError(f"model= is an engine started for {model.task!r}", f"one started for {task!r}")
+    if options:
+        raise OptionError(
+            "engine_options together with a running engine", remedy="give them to create_engine(...) instead"
+        )
+    return model
+
+
+def _answer(output: Output, result: Any, summary: JobSummary, return_summary: bool) -> Any:
+    if output is not None:
+        return summary
+    return BatchResult(result, summary) if return_summary else result

@@ -1,0 +1,287 @@
+"""A chunk: some consecutive input rows, what the engine said of them so far, and the output batch they
+become.
+
+The flow decides when rows are submitted; a chunk knows how to turn its rows into requests and results into
+columns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batch_sdk.engines.base import (
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    GenerateResult,
+    Prompt,
+    Request,
+    Result,
+)
+from batch_sdk.errors import EngineError, RowError, RowErrorKind
+from batch_sdk.schema import error_array
+
+BuildPrompt = Callable[[dict[str, Any]], Prompt | RowError]
+
+
+@dataclass
+class Tally:
+    """What a job has finished so far; counts are rows and tokens."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def fail(self, error: RowError) -> None:
+        """Count one row that ended in an error."""
+        self.rows += 1
+        self.errors[error.kind.value] += 1
+
+
+class _Undecodable:
+    """Stands for a string whose bytes are not UTF-8."""
+
+
+_UNDECODABLE = _Undecodable()
+_BAD_TEXT = RowError(RowErrorKind.PROMPT_ERROR, "the text is not valid UTF-8")
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return a column as Python values, with `_UNDECODABLE` for what Arrow does not decode."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(column, index) for index in range(len(column))]
+    return values
+
+
+def _value(column: pa.Array, index: int) -> Any:
+    try:
+        return column[index].as_py()
+    except UnicodeDecodeError:
+        return _UNDECODABLE
+
+
+class Chunk(ABC):
+    """Consecutive rows of the input.
+
+    Attributes:
+        position: the first row's position in the input.
+        rows: how many.
+        taken: how many, from the first on, have been handed out by `take`.
+        frontier: how many, from the first on, are finished without a gap.
+    """
+
+    def __init__(self, position: int, batch: pa.RecordBatch, kept: Sequence[str], tally: Tally) -> None:
+        self.position = position
+        self.rows: int = batch.num_rows
+        self.taken = 0
+        self.frontier = 0
+        self._kept = [batch.column(name) for name in kept]
+        self._tally = tally
+        self._done = bytearray(self.rows)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has its result or error."""
+        return self.frontier == self.rows
+
+    @abstractmethod
+    def take(self, room: int) -> list[Request]:
+        """Return requests for at most the next `room` rows. Rows that need no engine are finished on the
+        spot."""
+
+    @abstractmethod
+    def accept(self, result: Result) -> None:
+        """Store the result of a request that `take` returned. Raises `EngineError` for any other."""
+
+    @abstractmethod
+    def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
+        """Return the output of a finished chunk."""
+
+    def _finish(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            self._done[row] = 1
+        # find() runs in C: the frontier moves over thousands of rows at no cost.
+        gap = self._done.find(0, self.frontier)
+        self.frontier = self.rows if gap < 0 else gap
+
+
+class GenerateChunk(Chunk):
+    """Rows that become one generated text each."""
+
+    def __init__(
+        self,
+        position: int,
+        batch: pa.RecordBatch,
+        kept: Sequence[str],
+        tally: Tally,
+        *,
+        columns: Sequence[str],
+        build: BuildPrompt,
+        sampling: dict[str, Any],
+    ) -> None:
+        super().__init__(position, batch, kept, tally)
+        self._names = list(columns)
+        self._columns = [_values(batch.column(name)) for name in columns]
+        self._build = build
+        self._sampling = sampling
+        self._results: list[GenerateResult | None] = [None] * self.rows
+
+    def _prompt(self, row: int) -> Prompt | RowError:
+        values = [column[row] for column in self._columns]
+        if _UNDECODABLE in values:
+            return _BAD_TEXT
+        return self._build(dict(zip(self._names, values, strict=True)))
+
+    def take(self, room: int) -> list[Request]:
+        """Render the next prompts."""
+        requests: list[Request] = []
+        failed: list[int] = []
+        end = min(self.rows, self.taken + room)
+        for row in range(self.taken, end):
+            prompt = self._prompt(row)
+            if isinstance(prompt, RowError):
+                self._results[row] = GenerateResult(self.position + row, None, None, None, None, prompt)
+                self._tally.fail(prompt)
+                failed.append(row)
+            else:
+                requests.append(GenerateRequest(self.position + row, prompt, self._sampling))
+        self.taken = end
+        self._finish(failed)
+        return requests
+
+    def accept(self, result: Result) -> None:
+        """Store one row."""
+        row = result.position - self.position
+        if not isinstance(result, GenerateResult) or row >= self.taken or self._results[row] is not None:
+            raise EngineError(
+                f"the engine returned a result for row {result.position} that it was not asked for"
+            )
+        self._results[row] = result
+        if result.error is not None:
+            self._tally.fail(result.error)
+        else:
+            self._tally.rows += 1
+            self._tally.prompt_tokens += result.prompt_tokens or 0
+            self._tally.completion_tokens += result.completion_tokens or 0
+        self._finish((row,))
+
+    def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
+        """Append the response, token counts, finish reason and error."""
+        results = [result for result in self._results if result is not None]
+        assert len(results) == self.rows, "to_batch() on a chunk that is not finished"
+        added = [
+            pa.array([r.text for r in results], pa.string()),
+            pa.array([r.prompt_tokens for r in results], pa.int32()),
+            pa.array([r.completion_tokens for r in results], pa.int32()),
+            pa.array([r.finish_reason for r in results], pa.string()),
+            error_array([r.error for r in results]),
+        ]
+        return pa.RecordBatch.from_arrays([*self._kept, *added], schema=schema)
+
+
+class EmbedChunk(Chunk):
+    """Rows that become one vector each, sent in blocks."""
+
+    def __init__(
+        self,
+        position: int,
+        batch: pa.RecordBatch,
+        kept: Sequence[str],
+        tally: Tally,
+        *,
+        column: str,
+        size: int,
+        block_rows: int,
+        normalize: bool,
+    ) -> None:
+        super().__init__(position, batch, kept, tally)
+        self._texts = _values(batch.column(column))
+        self._block_rows = block_rows
+        self._normalize = normalize
+        self._blocks: dict[int, list[int]] = {}
+        self._vectors = np.zeros((self.rows, size), np.float32)
+        self._tokens = np.zeros(self.rows, np.int32)
+        self._errors: list[RowError | None] = [None] * self.rows
+
+    def take(self, room: int) -> list[Request]:
+        """Cut the next rows into blocks. Waits for room for a whole block rather than send crumbs."""
+        requests: list[Request] = []
+        failed: list[int] = []
+        while self.taken < self.rows:
+            count = min(self._block_rows, self.rows - self.taken)
+            if count > room:
+                break
+            rows: list[int] = []
+            for row in range(self.taken, self.taken + count):
+                error = self._refusal(self._texts[row])
+                if error is None:
+                    rows.append(row)
+                else:
+                    self._fail(row, error)
+                    failed.append(row)
+            if rows:
+                first = self.position + rows[0]
+                self._blocks[first] = rows
+                requests.append(EmbedRequest(first, [self._texts[row] for row in rows]))
+            self.taken += count
+            room -= count
+        self._finish(failed)
+        return requests
+
+    @staticmethod
+    def _refusal(text: Any) -> RowError | None:
+        if text is None:
+            return RowError(RowErrorKind.NULL_INPUT, "the text is null")
+        return _BAD_TEXT if text is _UNDECODABLE else None
+
+    def _fail(self, row: int, error: RowError) -> None:
+        self._errors[row] = error
+        self._tally.fail(error)
+
+    def accept(self, result: Result) -> None:
+        """Store one block."""
+        rows = self._blocks.pop(result.position, None)
+        if not isinstance(result, EmbedResult) or rows is None:
+            raise EngineError(
+                f"the engine returned a block at row {result.position} that it was not asked for"
+            )
+        wanted = (len(rows), self._vectors.shape[1])
+        if result.vectors.shape != wanted or len(result.errors) != len(rows):
+            raise EngineError(f"the engine returned vectors of shape {result.vectors.shape}", f"{wanted}")
+        vectors = result.vectors
+        if self._normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.where(norms > 0, norms, 1)
+        self._vectors[rows] = vectors
+        self._tokens[rows] = result.prompt_tokens
+        for row, error in zip(rows, result.errors, strict=True):
+            if error is not None:
+                self._fail(row, error)
+            else:
+                self._tally.rows += 1
+                self._tally.prompt_tokens += int(self._tokens[row])
+        self._finish(rows)
+
+    def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
+        """Append the vectors, token counts and error."""
+        assert self.finished, "to_batch() on a chunk that is not finished"
+        missing = np.array([error is not None for error in self._errors], bool)
+        mask = pa.array(missing)
+        added = [
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(self._vectors.reshape(-1)), self._vectors.shape[1], mask=mask
+            ),
+            pa.array(self._tokens, mask=missing),
+            error_array(self._errors),
+        ]
+        return pa.RecordBatch.from_arrays([*self._kept, *added], schema=schema)

@@ -1,0 +1,275 @@
+"""`arctic-batch`: the same jobs for people who live in a shell.
+
+Exit codes: 0 done (rows may have errors: the summary says), 1 the engine died or, with --fail-on-error, a row
+has an error, 2 the request makes no sense, 130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+from batch_sdk import show
+from batch_sdk.api import embed, generate
+from batch_sdk.engines import ENGINES
+from batch_sdk.errors import BatchError, EngineError, OptionError
+from batch_sdk.summary import JobSummary
+
+_SAMPLING_FLAGS: dict[str, tuple[type, str]] = {
+    "max_new_tokens": (int, "tokens of a response at most (128)"),
+    "temperature": (float, "0 is greedy; default: the engine's"),
+    "top_p": (float, "sample from the smallest set of tokens with this probability"),
+    "top_k": (int, "sample from this many most likely tokens"),
+    "min_p": (float, "drop tokens less likely than this share of the likeliest"),
+    "seed": (int, "of the draws, where the engine samples deterministically"),
+}
+_SHOW_ROWS = 3
+
+
+def _version() -> str:
+    try:
+        return metadata.version("arctic-sglang")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    """Parse `key=value`; the value is JSON if it reads as JSON, else a string."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted key=value")
+    try:
+        return key.replace("-", "_"), json.loads(value)
+    except json.JSONDecodeError:
+        return key.replace("-", "_"), value
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="Parquet file, directory or glob")
+    parser.add_argument("--model", "-m", required=True, help="path or hub name of the model")
+    parser.add_argument(
+        "--output",
+        "-o",
+        required=True,
+        help="NAME.parquet for one file, any other name for a directory of parts",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--rows-per-file", type=int, default=1_000_000, metavar="N", help="rows of a part (%(default)s)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N input rows")
+    parser.add_argument("--engine", default="sglang", help=f"{' or '.join(ENGINES)} (%(default)s)")
+    parser.add_argument(
+        "--engine-option",
+        type=_key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of the engine, e.g. tp_size=2; the value is read as JSON where it is; repeatable",
+    )
+    _add_table_options(parser)
+
+
+def _add_table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep", action="append", metavar="COLUMN", help="pass only this column through; repeatable"
+    )
+    parser.add_argument("--keep-none", action="store_true", help="pass no input column through")
+    parser.add_argument(
+        "--details-prefix", default="", metavar="TEXT", help="put before prompt_tokens, error, ..."
+    )
+    parser.add_argument(
+        "--window-rows",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="rows between oldest and newest in work (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch-rows",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="rows read and written at a time (%(default)s)",
+    )
+    parser.add_argument(
+        "--show", type=int, metavar="K", help=f"print K output rows at the end ({_SHOW_ROWS} on a terminal)"
+    )
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="progress bar on stderr (on a terminal)"
+    )
+    parser.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="arctic-batch",
+        description="Stream Parquet tables through a language model; every row gets a result or an error.",
+    )
+    parser.add_argument("--version", action="version", version=f"arctic-batch {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_embed(commands)
+    return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    gen = commands.add_parser(
+        "generate", help="one text a row", description="Generate one text for every row."
+    )
+    _add_shared(gen)
+    prompt = gen.add_mutually_exclusive_group(required=True)
+    prompt.add_argument(
+        "--prompt", "-p", help="Jinja2 template over the columns, e.g. 'Summarise: {{ body }}'"
+    )
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the template from a file")
+    gen.add_argument("--system", help="template of a system message")
+    gen.add_argument(
+        "--chat",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="use the model's chat template (%(default)s)",
+    )
+    gen.add_argument("--response-column", default="response", metavar="NAME", help="(%(default)s)")
+    sampling = gen.add_argument_group("sampling")
+    for name, (kind, text) in _SAMPLING_FLAGS.items():
+        sampling.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), help=text
+        )
+    sampling.add_argument("--stop", action="append", metavar="TEXT", help="end a response here; repeatable")
+    sampling.add_argument(
+        "--sampling",
+        type=_key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other parameter, e.g. repetition_penalty=1.1; repeatable",
+    )
+
+
+def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    emb = commands.add_parser(
+        "embed", help="one vector a row", description="Compute one vector for every row."
+    )
+    _add_shared(emb)
+    emb.add_argument("--column", "-c", required=True, help="the text column")
+    emb.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
+    emb.add_argument("--embedding-column", default="embedding", metavar="NAME", help="(%(default)s)")
+    emb.add_argument(
+        "--block-rows", type=int, default=64, metavar="N", help="rows of one engine request (%(default)s)"
+    )
+
+
+def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
+    if args.keep and args.keep_none:
+        raise OptionError("--keep together with --keep-none", "one of them")
+    return {
+        "model": args.model,
+        "output": args.output,
+        "overwrite": args.overwrite,
+        "rows_per_file": args.rows_per_file,
+        "limit_rows": args.limit,
+        "engine": args.engine,
+        "engine_options": dict(args.engine_option),
+        "keep": [] if args.keep_none else args.keep,
+        "details_prefix": args.details_prefix,
+        "window_rows": args.window_rows,
+        "batch_rows": args.batch_rows,
+        "progress": args.progress,
+    }
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        return str(args.prompt)
+    try:
+        return str(args.prompt_file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(
+            f"--prompt-file {args.prompt_file}: {error}", "a readable UTF-8 text file"
+        ) from error
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    sampling: dict[str, Any] = {
+        name: getattr(args, name) for name in _SAMPLING_FLAGS if getattr(args, name) is not None
+    }
+    if args.stop:
+        sampling["stop"] = args.stop
+    for name, value in args.sampling:
+        if name in sampling:
+            raise OptionError(f"{name} is given twice", "once")
+        sampling[name] = value
+    return sampling
+
+
+def _run(args: argparse.Namespace) -> int:
+    show_rows = args.show if args.show is not None else _SHOW_ROWS if sys.stdout.isatty() else 0
+    if show_rows < 0:
+        raise OptionError(f"--show {show_rows}", "a whole number from 0")
+    shared = _shared_options(args)
+    summary: JobSummary
+    if args.command == "generate":
+        sampling = _sampling(args)
+        chat = {"auto": "auto", "on": True, "off": False}[args.chat]
+        summary = generate(
+            args.input,
+            prompt=_prompt(args),
+            system=args.system,
+            chat=chat,
+            response_column=args.response_column,
+            **shared,
+            **sampling,
+        )
+    else:
+        summary = embed(
+            args.input,
+            column=args.column,
+            normalize=args.normalize,
+            embedding_column=args.embedding_column,
+            block_rows=args.block_rows,
+            **shared,
+        )
+    print(summary)
+    if show_rows and summary.rows:
+        assert summary.output is not None
+        if args.command == "generate":
+            print(show.generated_rows(summary.output, show_rows))
+        else:
+            print(show.nearest_rows(summary.output, args.column, args.embedding_column, show_rows))
+    return 1 if args.fail_on_error and summary.errors else 0
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    # As an exception, so that the output is dropped and the engine's processes are closed on the way out.
+    raise SystemExit(128 + signum)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; see the module's docstring."""
+    args = build_parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(args)
+    except EngineError as error:
+        print(f"arctic-batch: error: {error}", file=sys.stderr)
+        return 1
+    except BatchError as error:
+        print(f"arctic-batch: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("arctic-batch: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

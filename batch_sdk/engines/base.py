@@ -1,0 +1,158 @@
+"""The contract between a job and whatever computes its rows.
+
+An engine takes requests, works on as many at once as it likes, and hands results back in any order. It knows
+nothing of tables. Rows that it cannot do come back with a `RowError`; when it cannot go on at all, it raises
+`EngineError`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+
+from batch_sdk.errors import RowError
+
+Task = Literal["generate", "embed"]
+Message = dict[str, str]
+"""`{"role": "system" | "user", "content": text}`."""
+Prompt = str | list[Message]
+"""Text that goes to the model as it is, or messages that the engine puts through the model's chat
+template."""
+
+
+class GenerateRequest(NamedTuple):
+    """One row to generate for. `sampling` is shared between requests: engines must not change it."""
+
+    position: int
+    prompt: Prompt
+    sampling: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Rows in this request: always 1."""
+        return 1
+
+
+class GenerateResult(NamedTuple):
+    """One finished row: either `text` and `finish_reason`, or `error`. Token counts are None where
+    unknown."""
+
+    position: int
+    text: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    finish_reason: str | None
+    error: RowError | None = None
+
+
+class EmbedRequest(NamedTuple):
+    """A block of rows to embed. `position` identifies the block: it is unique among those in flight."""
+
+    position: int
+    texts: list[str]
+
+    @property
+    def rows(self) -> int:
+        """Rows in this block."""
+        return len(self.texts)
+
+
+class EmbedResult(NamedTuple):
+    """A finished block of n rows.
+
+    `vectors` is float32 [n, d] and owned by the receiver; `prompt_tokens` is an int array [n]; `errors` has n
+    entries. Where `errors[i]` is set, `vectors[i]` and `prompt_tokens[i]` mean nothing.
+    """
+
+    position: int
+    vectors: np.ndarray
+    prompt_tokens: np.ndarray
+    errors: list[RowError | None]
+
+
+Request = GenerateRequest | EmbedRequest
+Result = GenerateResult | EmbedResult
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a started engine says of its model.
+
+    Attributes:
+        model: path or name.
+        max_input_tokens: longest input in tokens; None if there is no known limit.
+        has_chat_template: whether prompts may be lists of messages.
+        embedding_size: floats in a vector; None for a generating engine.
+    """
+
+    model: str
+    max_input_tokens: int | None = None
+    has_chat_template: bool = False
+    embedding_size: int | None = None
+
+
+class Engine(ABC):
+    """Computes rows. Use as a context manager, or call `start` and `close`.
+
+    One thread drives an engine. A started engine can serve many jobs, one after another.
+    """
+
+    def __init__(self, *, model: str, task: Task) -> None:
+        self.model = model
+        self.task = task
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo:
+        """Facts about the model; only after `start`."""
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """Longest input in tokens, or None."""
+        return self.info.max_input_tokens
+
+    @property
+    @abstractmethod
+    def started(self) -> bool:
+        """Whether `start` has succeeded and `close` has not been called."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Load the model; returns when it can take requests. Raises `EngineError`, leaving no process
+        behind."""
+
+    @abstractmethod
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Take requests without waiting for their results. Raises `EngineError` when the engine is dead."""
+
+    @abstractmethod
+    def wait(self) -> list[Result]:
+        """Block until at least one request in flight has finished, and return all that have, in any order.
+
+        Raises:
+            EngineError: the engine is dead, or nothing is in flight.
+        """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Drop all requests in flight: `wait` never returns their results. The engine stays usable if it
+        can."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; no process is left behind. May be called twice, and on an engine that died."""
+
+    def __enter__(self) -> Self:
+        if not self.started:
+            self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

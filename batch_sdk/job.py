@@ -1,0 +1,135 @@
+"""What a job is: the frozen, plain-data description of everything that shapes its output.
+
+A job holds no table, no engine and no open file, so that it can be printed, compared, sent to another process
+and, one day, written into a manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from batch_sdk.errors import OptionError
+from batch_sdk.sampling import SamplingParams
+
+ChatMode = bool | Literal["auto"]
+
+
+def _positive(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise OptionError(f"{name}={value!r}", "a whole number from 1")
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise OptionError(f"{name}={value!r}", "a string that is not empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The part that all jobs share. Use `GenerateJob` or `EmbedJob`.
+
+    Attributes:
+        model: the model's path or hub name.
+        keep: input columns that are passed through, in this order; None is all of them.
+        details_prefix: put before the names of the columns that accompany the result (`prompt_tokens`,
+            `error`, ...).
+        window_rows: how far the newest submitted row may run ahead of the oldest unfinished one. Bounds
+            memory, and how many rows the engine can work on at once.
+        batch_rows: rows of an output record batch (the last one may have fewer).
+        limit_rows: stop after this many input rows; None is all of them.
+    """
+
+    model: str
+    keep: Sequence[str] | None = None
+    details_prefix: str = ""
+    window_rows: int = 2048
+    batch_rows: int = 1024
+    limit_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        _text("model", self.model)
+        _positive("window_rows", self.window_rows)
+        _positive("batch_rows", self.batch_rows)
+        if self.limit_rows is not None:
+            _positive("limit_rows", self.limit_rows)
+        if not isinstance(self.details_prefix, str):
+            raise OptionError(f"details_prefix={self.details_prefix!r}", "a string")
+        if self.keep is None:
+            return
+        good = isinstance(self.keep, Sequence) and not isinstance(self.keep, str)
+        if not good or not all(isinstance(name, str) for name in self.keep):
+            raise OptionError(f"keep={self.keep!r}", "a list of column names, or None for all")
+        if len(set(self.keep)) != len(self.keep):
+            raise OptionError(f"keep={list(self.keep)!r}", "each column once")
+        object.__setattr__(self, "keep", tuple(self.keep))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateJob(Job):
+    """One generated text per row.
+
+    Attributes:
+        prompt: Jinja2 template over the columns.
+        system: Jinja2 template of the system message, or None. Needs a chat template, so `chat` may not be
+            False.
+        chat: True sends the prompt as a user message through the model's chat template, False sends it as it
+            is, "auto" does the first where the model has a chat template.
+        sampling: the same for all rows.
+        response_column: name of the column with the generated text.
+    """
+
+    prompt: str
+    system: str | None = None
+    chat: ChatMode = "auto"
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    response_column: str = "response"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _text("prompt", self.prompt)
+        _text("response_column", self.response_column)
+        if self.chat not in (True, False, "auto") or (
+            isinstance(self.chat, int) and type(self.chat) is not bool
+        ):
+            raise OptionError(f"chat={self.chat!r}", "True, False or 'auto'")
+        if self.system is not None:
+            _text("system", self.system)
+            if self.chat is False:
+                raise OptionError(
+                    "a system message with chat=False",
+                    "a chat template to put it into",
+                    "drop chat=False, or write the system text into the prompt",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedJob(Job):
+    """One vector per row.
+
+    Attributes:
+        column: the text column.
+        normalize: scale every vector to length 1 here, whatever the model's own pooling does.
+        embedding_column: name of the column with the vectors.
+        block_rows: rows sent to the engine as one request; at most `window_rows`.
+    """
+
+    column: str
+    normalize: bool = False
+    embedding_column: str = "embedding"
+    block_rows: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _text("column", self.column)
+        _text("embedding_column", self.embedding_column)
+        _positive("block_rows", self.block_rows)
+        if not isinstance(self.normalize, bool):
+            raise OptionError(f"normalize={self.normalize!r}", "True or False")
+        if self.block_rows > self.window_rows:
+            raise OptionError(
+                f"block_rows={self.block_rows} with window_rows={self.window_rows}",
+                "block_rows no larger than window_rows",
+                "raise window_rows or lower block_rows",
+            )

@@ -1,0 +1,130 @@
+"""A job bound to one input: checked as far as possible without the engine, then completed with what it
+says."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+
+import pyarrow as pa
+
+from batch_sdk.chunks import Chunk, EmbedChunk, GenerateChunk, Tally
+from batch_sdk.engines.base import EngineInfo, Task
+from batch_sdk.errors import EngineError, PromptError
+from batch_sdk.flow import MakeChunk
+from batch_sdk.job import EmbedJob, GenerateJob, Job
+from batch_sdk.prompts import PromptBuilder
+from batch_sdk.schema import (
+    check_input,
+    check_text_column,
+    embed_fields,
+    generate_fields,
+    kept_fields,
+    output_schema,
+)
+
+
+class Plan(ABC):
+    """What to read, what to write, and how rows become requests.
+
+    Attributes:
+        task: what the engine has to be able to do.
+        read: columns to read from the input; never empty.
+        kept: columns passed through.
+        provisional: the output's schema as far as known; the length of a vector may be wrong.
+    """
+
+    task: Task
+    read: tuple[str, ...]
+    provisional: pa.Schema
+
+    def __init__(self, job: Job, schema: pa.Schema) -> None:
+        check_input(schema)
+        self._kept_fields = kept_fields(job, schema)
+        self.kept = tuple(field.name for field in self._kept_fields)
+
+    def _set_read(self, schema: pa.Schema, used: tuple[str, ...]) -> None:
+        wanted = {*self.kept, *used}
+        # A batch without columns has no length: one column at least carries the rows.
+        self.read = tuple(name for name in schema.names if name in wanted) or (schema.names[0],)
+
+    @abstractmethod
+    def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
+        """Return the final output schema and the function that makes chunks.
+
+        Raises:
+            PromptError, EngineError: the model lacks something that the job needs.
+        """
+
+
+class GeneratePlan(Plan):
+    """A generate job and its input's schema. Raises `ColumnError` and `PromptError` for what does not fit."""
+
+    task: Task = "generate"
+
+    def __init__(self, job: GenerateJob, schema: pa.Schema) -> None:
+        super().__init__(job, schema)
+        self._job = job
+        self._sampling = job.sampling.to_request()
+        self._prompts = PromptBuilder(job.prompt, job.system, schema.names)
+        self._set_read(schema, self._prompts.columns)
+        self.provisional = output_schema(self._kept_fields, generate_fields(job), "response_column")
+
+    def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
+        """Decide about the chat template."""
+        job = self._job
+        chat = info.has_chat_template if job.chat == "auto" else bool(job.chat)
+        if not info.has_chat_template and (chat or job.system is not None):
+            asked = "a system message" if job.system is not None else "chat=True"
+            raise PromptError(
+                f"{asked}, but the model {info.model!r} has no chat template",
+                "a model with one",
+                "pass chat=False (--chat off) and write all text into the prompt",
+            )
+        return self.provisional, partial(self._chunk, chat, tally)
+
+    def _chunk(self, chat: bool, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
+        return GenerateChunk(
+            position,
+            batch,
+            self.kept,
+            tally,
+            columns=self._prompts.columns,
+            build=partial(self._prompts.build, chat=chat),
+            sampling=self._sampling,
+        )
+
+
+class EmbedPlan(Plan):
+    """An embed job and its input's schema. Raises `ColumnError` for what does not fit."""
+
+    task: Task = "embed"
+
+    def __init__(self, job: EmbedJob, schema: pa.Schema) -> None:
+        super().__init__(job, schema)
+        self._job = job
+        check_text_column(schema, job.column)
+        self._set_read(schema, (job.column,))
+        self.provisional = self._schema(1)
+
+    def _schema(self, size: int) -> pa.Schema:
+        return output_schema(self._kept_fields, embed_fields(self._job, size), "embedding_column")
+
+    def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
+        """Put the length of the vectors in."""
+        if info.embedding_size is None:
+            raise EngineError(f"the model {info.model!r} gives no embeddings", "an embedding model")
+        return self._schema(info.embedding_size), partial(self._chunk, info.embedding_size, tally)
+
+    def _chunk(self, size: int, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
+        job = self._job
+        return EmbedChunk(
+            position,
+            batch,
+            self.kept,
+            tally,
+            column=job.column,
+            size=size,
+            block_rows=job.block_rows,
+            normalize=job.normalize,
+        )

@@ -1,0 +1,52 @@
+"""The sources' door: anything tabular in, a `Source` out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import pyarrow as pa
+
+from batch_sdk.errors import SourceError
+from batch_sdk.sources.base import Source
+
+__all__ = ["Source", "open_source"]
+
+
+def open_source(data: Any) -> Source:
+    """Open a table, a frame, a stream or paths for reading; reads no rows.
+
+    Args:
+        data: a Polars DataFrame or LazyFrame; a pyarrow Table, RecordBatch or RecordBatchReader; anything
+            with `__arrow_c_stream__`; a path, glob or directory of Parquet files, or a list of these; a
+            `Source`.
+
+    Raises:
+        SourceError: `data` is none of these, or cannot be read.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, (pa.Table, pa.RecordBatch)):
+        from batch_sdk.sources.arrow import TableSource
+
+        return TableSource(data)
+    polars = sys.modules.get("polars")  # whoever holds a frame has imported it
+    if polars is not None and isinstance(data, (polars.DataFrame, polars.LazyFrame)):
+        from batch_sdk.sources.polars import FrameSource, LazySource
+
+        return FrameSource(data) if isinstance(data, polars.DataFrame) else LazySource(data)
+    if isinstance(data, (str, os.PathLike)):
+        data = [data]
+    if isinstance(data, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in data):
+        from batch_sdk.sources.parquet import ParquetSource
+
+        return ParquetSource(data)
+    if hasattr(data, "__arrow_c_stream__"):
+        from batch_sdk.sources.arrow import StreamSource
+
+        return StreamSource(data)
+    raise SourceError(
+        f"an input of type {type(data).__name__}",
+        "a Polars frame, a pyarrow table, an object with __arrow_c_stream__, or paths of Parquet files",
+    )

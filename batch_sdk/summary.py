@@ -1,0 +1,65 @@
+"""What a finished job says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """The figures of one finished job.
+
+    Attributes:
+        rows: output rows, which is input rows.
+        errors: rows that ended in an error, by kind; empty if none did.
+        prompt_tokens: tokens of all inputs without an error.
+        completion_tokens: tokens generated; 0 for embeddings.
+        seconds: from the first row read to the output in place, without the engine's start.
+        engine_start_seconds: 0 if the engine was running already.
+        output: the output's path, or None for a table in memory.
+    """
+
+    rows: int
+    errors: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    engine_start_seconds: float = 0.0
+    output: str | None = None
+
+    @property
+    def error_rows(self) -> int:
+        """Rows that ended in an error."""
+        return sum(self.errors.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens in and out over `seconds`."""
+        return (self.prompt_tokens + self.completion_tokens) / max(self.seconds, 1e-9)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows over `seconds`."""
+        return self.rows / max(self.seconds, 1e-9)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.errors.items()))
+        tokens = f"{self.prompt_tokens:,} in"
+        if self.completion_tokens:
+            tokens += f", {self.completion_tokens:,} out"
+        lines = [
+            f"rows      {self.rows:,} ({self.rows_per_second:,.1f} rows/s)",
+            f"errors    {self.error_rows:,}" + (f" ({kinds})" if kinds else ""),
+            f"tokens    {tokens} ({self.tokens_per_second:,.1f} tokens/s)",
+            f"time      {self.seconds:.1f} s, and {self.engine_start_seconds:.1f} s to start the engine",
+            f"output    {self.output or 'in memory'}",
+        ]
+        return "\n".join(lines)
+
+
+class BatchResult(NamedTuple):
+    """An in-memory result with its figures: `table, summary = generate(..., return_summary=True)`."""
+
+    table: Any
+    summary: JobSummary

@@ -1,0 +1,151 @@
+"""Templates: what they may read, what they may not do, and what a null is to them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from batch_sdk.errors import ColumnError, PromptError, RowError
+from batch_sdk.prompts import PromptBuilder
+
+
+def build(prompt: str, row: dict, chat: bool = False, system: str | None = None):
+    return PromptBuilder(prompt, system, list(row)).build(dict(row), chat)
+
+
+def test_needed_columns_only():
+    names = ["a", "b", "c", "my col", "range"]
+    assert PromptBuilder("{{ a }} {% for x in c %}{{ x }}{% endfor %}", None, names).columns == ("a", "c")
+    assert PromptBuilder("{{ a }}", "You know {{ b }}", names).columns == ("a", "b")
+    assert PromptBuilder("{{ row['my col'] }}", None, names).columns == ("my col",)
+    assert PromptBuilder("{{ row | length }}", None, names).columns == tuple(names)
+    assert PromptBuilder("{% for i in range %}{% endfor %}", None, names).columns == ("range",)
+    assert PromptBuilder("{% for i in range(3) %}x{% endfor %}", None, ["a"]).columns == ()
+    assert PromptBuilder("{% set t = a %}{{ t }}", None, names).columns == ("a",)
+    assert PromptBuilder("always the same", None, names).columns == ()
+
+
+def test_missing_column_names_the_nearest_before_anything_starts(jobs):
+    with pytest.raises(ColumnError) as caught:
+        jobs.generate(pa.table({"body": ["x"], "title": ["y"]}), "{{ bdy }}")
+    text = str(caught.value)
+    assert "'bdy'" in text
+    assert "did you mean 'body'" in text
+    assert "body, title" in text
+    assert jobs.engine.answered == 0
+    with pytest.raises(ColumnError, match="system template needs column 'x'"):
+        PromptBuilder("hi", "{{ x }}", ["a"])
+    with pytest.raises(ColumnError, match="'no col'"):
+        PromptBuilder("{{ row['no col'] }}", None, ["a"])
+
+
+def test_columns_with_awkward_names():
+    assert build("{{ row['my col'] }}!", {"my col": "v"}) == "v!"
+    assert build("{{ row }}", {"row": "a column called row"}) == "a column called row"
+    assert build("{{ range }}", {"range": "wins over the global"}) == "wins over the global"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ a['__class__'] }}",
+        "{{ (a | attr('x')).__init__ }}",
+        "{{ range.__globals__ }}",
+        "{{ a._private }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{% extends a %}",
+        "{{ a ",
+        "{% for x in a %}",
+        "{{ a | nosuchfilter }}",
+        "{% if a is nosuchtest %}{% endif %}",
+    ],
+)
+def test_escapes_and_nonsense_are_refused_on_compiling(prompt):
+    with pytest.raises(PromptError):
+        PromptBuilder(prompt, None, ["a"])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{{ a | attr('__class__') }}",
+        "{{ a[b] }}",
+        "{{ '{0.__class__.__mro__}'.format(a) }}",
+        "{{ a | attr(b) }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+    ],
+)
+def test_escapes_at_run_time_end_the_row(prompt):
+    result = build(prompt, {"a": "text", "b": "__class__"})
+    assert isinstance(result, RowError), result
+    assert result.kind == "prompt_error"
+
+
+def test_templates_cannot_change_a_row():
+    result = build("{{ a.append(1) }}{{ a }}", {"a": [0]})
+    assert isinstance(result, RowError)
+    assert result.kind == "prompt_error"
+
+
+def test_what_a_null_is():
+    row = {"a": None, "b": "x"}
+    for prompt in (
+        "{{ a }}",
+        "{{ a | upper }}",
+        "{{ a ~ b }}",
+        "{{ a + b }}",
+        "{{ a.x }}",
+        "{% for i in a %}{% endfor %}",
+        "{{ a | length }}",
+    ):
+        result = build(prompt, row)
+        assert isinstance(result, RowError), prompt
+        assert result.kind == "null_input", prompt
+        assert "'a'" in result.message
+    assert build("{{ a or 'none' }}", row) == "none"
+    assert build("{{ a | default('none') }}", row) == "none"
+    assert build("{% if a %}yes{% else %}no{% endif %}", row) == "no"
+    assert build("{% if a is none %}{{ b }}{% endif %}", row) == "x"
+    assert build("{% if a == none %}{{ b }}{% endif %}", row) == "x"
+    nested = build("{{ a.x }}", {"a": {"x": None}})
+    assert isinstance(nested, RowError)
+    assert nested.kind == "null_input"
+
+
+def test_a_row_that_breaks_the_template_breaks_alone(jobs):
+    table = pa.table({"a": [1, 0, 2]})
+    out = jobs.generate(table, "{{ 10 / a }}")
+    errors = out.column("error").to_pylist()
+    assert [e and e["kind"] for e in errors] == [None, "prompt_error", None]
+    assert "ZeroDivisionError" in errors[1]["message"]
+    missing_key = build("{{ a.nokey }}", {"a": {"x": 1}})
+    assert isinstance(missing_key, RowError)
+    assert missing_key.kind == "prompt_error"
+
+
+def test_chat_and_system_messages(jobs):
+    assert build("u {{ a }}", {"a": "1"}, chat=True, system="s {{ a }}") == [
+        {"role": "system", "content": "s 1"},
+        {"role": "user", "content": "u 1"},
+    ]
+    table = pa.table({"text": ["x"]})
+    responses = {
+        (chat, has): jobs.generate(table, chat=chat, options={"chat_template": has})["response"].to_pylist()
+        for chat, has in [("auto", True), ("auto", False), (True, True), (False, True), (False, False)]
+    }
+    assert responses["auto", True] == responses[True, True]
+    assert responses["auto", False] == responses[False, False] == responses[False, True]
+    assert responses[True, True] != responses[False, True]
+
+
+@pytest.mark.parametrize("extra", [{"chat": True}, {"system": "be brief"}])
+def test_no_chat_template_is_an_error_not_a_plain_prompt(jobs, extra):
+    with pytest.raises(PromptError, match="no chat template"):
+        jobs.generate(pa.table({"text": ["x"]}), options={"chat_template": False}, **extra)
+
+
+def test_whitespace_is_kept():
+    assert build("{{ a }}\n", {"a": "x "}) == "x \n"
+    assert build("<b>{{ a }}", {"a": "<&>"}) == "<b><&>"
