@@ -11,11 +11,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 Pooling = Literal["auto", "checkpoint", "stock", "cls", "mean", "last"]
 
 
-def flag(default: Any, help_text: str) -> Any:
-    """A dataclass field that becomes a flag with this help text."""
-    return field(default=default, metadata={"help": help_text})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArcticConfig:
     """Values of this plugin's flags.
@@ -25,16 +20,20 @@ class ArcticConfig:
         TypeError: a value has the wrong type.
     """
 
-    embedding_pooling: Pooling = flag(
-        "auto",
-        "How token vectors become one embedding. 'auto': as the checkpoint's sentence-transformers files say, "
-        "and SGLang's own choice where there are none; 'checkpoint': the same, but refuse to start "
-        "without such files; 'stock': always SGLang's own; 'cls', 'mean', 'last': by force, normalised.",
+    embedding_pooling: Pooling = field(
+        default="auto",
+        metadata={
+            "help": "How token vectors become one embedding. 'auto': as the checkpoint's sentence-transformers "
+            "files say, and SGLang's own choice where there are none; 'checkpoint': the same, but refuse to "
+            "start without such files; 'stock': always SGLang's own; 'cls', 'mean', 'last': by force, normalised."
+        },
     )
-    cpu_threads_per_rank: int | None = flag(
-        None,
-        "Threads that each rank computes with on a machine without a GPU. "
-        "Default: the cores of the machine shared out evenly.",
+    cpu_threads_per_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads that each rank computes with on a machine without a GPU. "
+            "Default: the cores of the machine shared out evenly."
+        },
     )
 
     def __post_init__(self) -> None:

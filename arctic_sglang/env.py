@@ -3,6 +3,7 @@
 | variable | meaning |
 |---|---|
 | `ARCTIC_SGLANG_REPORT_DIR` | a folder: every process of a server writes `<role>-<pid>.json` there |
+| `SGLANG_PLUGINS`, `SGLANG_PLATFORM` | SGLang's own: which plugins it loads; shown by the doctor |
 | `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set for child processes if unset |
 """
 
@@ -24,6 +25,11 @@ def report_dir() -> Path | None:
         msg = f"{REPORT_DIR}={value!r} is not a folder; create it, or unset the variable"
         raise ValueError(msg)
     return path
+
+
+def plugin_filters() -> dict[str, str]:
+    """SGLang's variables that can keep this plugin from loading, those that are set."""
+    return {name: os.environ[name] for name in ("SGLANG_PLUGINS", "SGLANG_PLATFORM") if os.environ.get(name)}
 
 
 def cpu_engine_requested() -> bool:

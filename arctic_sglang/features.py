@@ -46,8 +46,8 @@ def wants_cpu(facts: Facts) -> bool:
     if facts.accelerator is not None:
         if facts.device == "cpu":
             msg = (
-                f"--device cpu was given on a machine with an accelerator ({facts.accelerator}). SGLang picks its "
-                "kernels for the accelerator at import; hide it first: CUDA_VISIBLE_DEVICES='' (empty)"
+                f"--device cpu was given on a machine with an accelerator ({facts.accelerator}). SGLang picks "
+                "its kernels at import; hide it first: CUDA_VISIBLE_DEVICES='' (empty)"
             )
             raise ValueError(msg)
         return False

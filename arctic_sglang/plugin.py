@@ -4,12 +4,15 @@
 only prepare. What a start asks for is known, judged and applied in `compat.server_args`.
 """
 
+import dataclasses
 import logging
+import sys
 from typing import Any
 
 from arctic_sglang import env
 from arctic_sglang.compat import apply, process, source, vendor, verify
 from arctic_sglang.compat.seams import SEAMS, seams_of
+from arctic_sglang.config import ArcticConfig, flag_name
 from arctic_sglang.features import Feature
 
 logger = logging.getLogger(__name__)
@@ -31,18 +34,28 @@ def platform() -> str | None:
 def register() -> None:
     """Entry point of `sglang.srt.plugins`: adds the flags. Idempotent.
 
-    With an SGLang that the flags do not fit, nothing is touched but a warning: stock SGLang starts, and
-    refuses our flags as unknown if any is given.
+    With an SGLang that the flags do not fit, stock SGLang starts with a warning, unless one of our flags
+    is on the command line: then the process ends here. SGLang would swallow any other exception and go on
+    to call the flag unknown.
     """
-    seams = seams_of(frozenset({Feature.FLAGS}))
-    problems = verify.verify(seams, source.installed_root())
-    if problems:
-        verify.judge(problems, requested=frozenset())
-        return
-    apply.apply(seams, process.role())
+    features = frozenset({Feature.FLAGS})
+    try:
+        problems = verify.verify(seams_of(features), source.installed_root())
+        verify.judge(problems, requested=features if _flags_on_command_line() else frozenset())
+        if not problems:
+            apply.apply(seams_of(features), process.role())
+    except verify.SeamError as error:
+        sys.exit(f"error: {error}")
 
 
-def before_add_cli_args(parser: Any, cls: type, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _flags_on_command_line() -> list[str]:
+    names = [flag_name(f.name) for f in dataclasses.fields(ArcticConfig)]
+    return [n for n in names if any(a == n or a.startswith(f"{n}=") for a in sys.argv[1:])]
+
+
+def before_add_cli_args(
+    parser: Any, cls: type, **kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Loads plugins before flags are listed, for commands that list flags without having loaded them.
 
     Args:

@@ -15,11 +15,11 @@ from arctic_sglang.compat.seams import Role
 from arctic_sglang.features import Feature
 
 # A child of SGLang unpickles its entry function first, which imports that function's module, and its
-# arguments (our server arguments among them) after. So the modules tell the process. The controller
-# and the tokenizer worker import the scheduler's or detokenizer's module too, hence the order.
+# arguments (our server arguments among them) after. So the modules tell the process. A tokenizer worker
+# imports the whole server and the controller the scheduler, hence the order.
 _SIGNS = (
-    ("sglang.srt.managers.data_parallel_controller", Role.CONTROLLER),
     ("sglang.srt.entrypoints.http_server", Role.TOKENIZER),
+    ("sglang.srt.managers.data_parallel_controller", Role.CONTROLLER),
     ("sglang.srt.managers.scheduler", Role.SCHEDULER),
     ("sglang.srt.managers.detokenizer_manager", Role.DETOKENIZER),
 )
@@ -36,7 +36,7 @@ def role() -> Role:
     return Role.TOKENIZER
 
 
-def report(features: frozenset[Feature], process_role: Role) -> None:
+def report(features: tuple[Feature, ...], process_role: Role) -> None:
     """Writes this process's report, if a folder for reports is set."""
     folder = env.report_dir()
     if folder is None:
@@ -45,7 +45,7 @@ def report(features: frozenset[Feature], process_role: Role) -> None:
         "role": process_role,
         "pid": os.getpid(),
         "version": __version__,
-        "features": sorted(features),
+        "features": list(features),
         "seams": list(apply.applied()),
     }
     path = folder / f"{process_role}-{os.getpid()}.json"

@@ -107,8 +107,11 @@ SEAMS: tuple[Seam, ...] = (
         kind=Kind.SUBCLASS,
         feature=Feature.CPU,
         members=(
-            "get_default_attention_backend", "get_mha_kv_pool_cls", "get_mla_kv_pool_cls",
-            "get_paged_allocator_cls", "get_dispatch_key_name",
+            "get_default_attention_backend",
+            "get_mha_kv_pool_cls",
+            "get_mla_kv_pool_cls",
+            "get_paged_allocator_cls",
+            "get_dispatch_key_name",
         ),
         why="An out-of-tree platform makes every layer take its torch form: no CUDA or AMX kernels.",
         exit="SGLang's own CPU platform works with the wheels on PyPI",

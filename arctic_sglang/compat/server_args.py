@@ -44,10 +44,13 @@ _WithFlags = dataclasses.make_dataclass(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decision:
-    """What a start asks for, decided once in the main process and carried to the others."""
+    """What a start asks for, decided once in the main process and carried to the others.
+
+    SGLang shows the attributes of its arguments as JSON, so there is nothing here that JSON lacks.
+    """
 
     config: ArcticConfig
-    features: frozenset[Feature]
+    features: tuple[Feature, ...]
     pooling: PoolingSpec | None
     cpu_threads: int | None  # of each rank, with Feature.CPU
 
@@ -66,10 +69,10 @@ class ArcticServerArgs(_WithFlags):
         facts = _facts(self)
         features = requested(config, facts)
         threads = _cpu_threads(self, config) if Feature.CPU in features else None
-        decision = Decision(config, features, wanted_pooling(config, facts), threads)
-        needed = seams_of(decision.features | {Feature.FLAGS})
-        verify.judge(verify.verify(needed, source.installed_root()), decision.features)
-        if Feature.CPU in decision.features:
+        decision = Decision(config, tuple(sorted(features)), wanted_pooling(config, facts), threads)
+        needed = seams_of(features | {Feature.FLAGS})
+        verify.judge(verify.verify(needed, source.installed_root()), features)
+        if threads is not None:
             _set_cpu_defaults(self, threads)
         if decision.pooling is not None:
             _set_pooling_defaults(self, decision.pooling)
@@ -87,14 +90,14 @@ class ArcticServerArgs(_WithFlags):
 def _activate(decision: Decision) -> None:
     """Applies the requested features' seams in this process, whichever it is."""
     role = process.role()
-    apply.apply(seams_of(decision.features), role)
+    apply.apply(seams_of(frozenset(decision.features)), role)
     if decision.cpu_threads is not None and role is Role.SCHEDULER:
         vendor.set_cpu_threads(decision.cpu_threads)
     process.report(decision.features, role)
     if role in (Role.MAIN, Role.SCHEDULER) and decision.features:
         logger.info(
             "arctic-sglang: %s on in the %s process (seams applied: %s)",
-            ", ".join(sorted(decision.features)), role, ", ".join(apply.applied()) or "none",
+            ", ".join(decision.features), role, ", ".join(apply.applied()) or "none",
         )  # fmt: skip
 
 

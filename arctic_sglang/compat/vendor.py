@@ -61,3 +61,11 @@ def set_cpu_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+
+
+def cuda_devices() -> list[str]:
+    """One line per CUDA device: name and memory."""
+    import torch
+
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}" for p in found]

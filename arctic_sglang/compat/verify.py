@@ -57,9 +57,7 @@ def verify(seams: Iterable[Seam], root: Path | None) -> list[Problem]:
         text = "SGLang is not installed; install sglang==0.5.17"
         return [Problem(seam.id, seam.feature, text) for seam in seams]
     version = sglang_version(root)
-    return [
-        Problem(seam.id, seam.feature, text) for seam in seams for text in _check(seam, root, version)
-    ]
+    return [Problem(seam.id, seam.feature, text) for seam in seams for text in _check(seam, root, version)]
 
 
 def _check(seam: Seam, root: Path, version: str) -> list[str]:
@@ -71,7 +69,7 @@ def _check(seam: Seam, root: Path, version: str) -> list[str]:
     except source.NotFoundError as error:
         return [*texts, f"{seam.target} is gone: {error}"]
     texts += _check_shape(seam, found)
-    for member in seam.members:
+    for member in seam.members if found.is_class else ():
         try:
             source.find_member(root, found, member, seam.target)
         except source.NotFoundError as error:
@@ -88,9 +86,13 @@ def _check_shape(seam: Seam, found: source.Found) -> list[str]:
     names = found.parameters
     missing = [p for p in seam.params if p not in names]
     if missing:
-        texts.append(f"{seam.target} has no parameter {', '.join(missing)} (it has {', '.join(names) or 'none'})")
+        texts.append(
+            f"{seam.target} has no parameter {', '.join(missing)} (it has {', '.join(names) or 'none'})"
+        )
     elif [p for p in names if p in seam.params] != list(seam.params):
-        texts.append(f"{seam.target} takes {', '.join(names)}; the order {', '.join(seam.params)} is relied on")
+        texts.append(
+            f"{seam.target} takes {', '.join(names)}; the order {', '.join(seam.params)} is relied on"
+        )
     return texts
 
 

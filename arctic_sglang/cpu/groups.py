@@ -11,7 +11,9 @@ def before_group_init(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[
     """
     for name in ("use_pynccl", "use_custom_allreduce"):
         if name not in kwargs:
-            msg = f"GroupCoordinator was made without the keyword {name}; arctic-sglang cannot keep it on gloo"
+            msg = (
+                f"GroupCoordinator was made without the keyword {name}; arctic-sglang cannot keep it on gloo"
+            )
             raise TypeError(msg)
         kwargs[name] = False
     return args, kwargs

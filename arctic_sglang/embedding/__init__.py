@@ -1,1 +1,1 @@
-"""Embeddings: what a checkpoint says about its pooling (`checkpoint`, pure) and the pooler (`pooling`)."""
+"""Embeddings: what a checkpoint says (`checkpoint`, pure), the arithmetic (`pool`), the pooler (`pooling`)."""

@@ -1,0 +1,37 @@
+"""Pages of the documentation that are generated from the code. `make docs` writes them."""
+
+import sys
+from pathlib import Path
+
+from arctic_sglang.compat.seams import SEAMS
+
+
+def seams_page() -> str:
+    """`docs/seams.md`: the table of every touch of SGLang."""
+    lines = [
+        "# Seams: every touch of SGLang's internals",
+        "",
+        "Generated from `arctic_sglang/compat/seams.py` by `make docs`. `arctic-doctor` checks each row against",
+        "the installed SGLang; a missing or changed target stops a server that asked for the feature.",
+        "",
+        "| seam | target | kind | relies on | processes | SGLang | why | goes when |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for seam in SEAMS:
+        relied = ", ".join(f"`{name}`" for name in (*seam.params, *seam.members)) or "-"
+        roles = "all" if len(seam.roles) > 1 else next(iter(seam.roles)).value
+        lines.append(
+            f"| `{seam.id}` | `{seam.target}` | {seam.kind} | {relied} | {roles} | {seam.versions} "
+            f"| {seam.why} | {seam.exit} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Writes the generated pages into the folder given (default `docs`)."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
+    (folder / "seams.md").write_text(seams_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Flags: values, types, names."""
+
+import pytest
+
+from arctic_sglang.config import ArcticConfig, flag_name
+
+
+def test_defaults_are_no_flags():
+    assert ArcticConfig().given() == {}
+
+
+def test_given_lists_what_differs():
+    assert ArcticConfig(embedding_pooling="mean").given() == {"embedding_pooling": "mean"}
+
+
+@pytest.mark.parametrize("value", ["meen", "MEAN", "", None, 3])
+def test_unknown_pooling_names_the_choices(value):
+    with pytest.raises(ValueError, match=r"--embedding-pooling is .*'checkpoint'.*'mean'"):
+        ArcticConfig(embedding_pooling=value)
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-2, ValueError), ("2", TypeError), (True, TypeError)])
+def test_bad_thread_counts(value, error):
+    with pytest.raises(error, match="--cpu-threads-per-rank"):
+        ArcticConfig(cpu_threads_per_rank=value)
+
+
+def test_unknown_name_is_an_error():
+    with pytest.raises(TypeError, match="embeding_pooling"):
+        ArcticConfig(embeding_pooling="mean")
+
+
+def test_frozen():
+    with pytest.raises(AttributeError):
+        ArcticConfig().embedding_pooling = "cls"
+
+
+def test_flag_name():
+    assert flag_name("cpu_threads_per_rank") == "--cpu-threads-per-rank"
