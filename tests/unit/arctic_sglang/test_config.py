@@ -19,7 +19,9 @@ def test_unknown_pooling_names_the_choices(value):
         ArcticConfig(embedding_pooling=value)
 
 
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-2, ValueError), ("2", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-2, ValueError), ("2", TypeError), (True, TypeError)]
+)
 def test_bad_thread_counts(value, error):
     with pytest.raises(error, match="--cpu-threads-per-rank"):
         ArcticConfig(cpu_threads_per_rank=value)

