@@ -1,0 +1,70 @@
+"""The processes, signals and event loop that an in-process engine brings along, and how to be rid of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil
+
+from batch_sdk.errors import EngineError
+
+_KILL_SECONDS = 30
+_CANCEL_SECONDS = 2
+# Python's helper for shared memory and semaphores: one a process, shared with everything else that runs in it.
+_PYTHONS_OWN = "multiprocessing.resource_tracker"
+
+
+def pids() -> set[int]:
+    """Return the ids of this process's descendants."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def since(before: set[int]) -> list[psutil.Process]:
+    """Return the descendants of this process that are not in `before`, Python's own helper left out."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if child.pid not in before and _PYTHONS_OWN not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def first_dead(processes: Sequence[psutil.Process]) -> psutil.Process | None:
+    """Return one that has ended, or None."""
+    for process in processes:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return process
+        except psutil.NoSuchProcess:
+            return process
+    return None
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """Kill the processes and their descendants, and wait for their end.
+
+    Raises:
+        EngineError: one of them is still there half a minute later.
+    """
+    doomed = list(processes)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            doomed += process.children(recursive=True)
+    for process in doomed:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(doomed, timeout=_KILL_SECONDS)
+    if alive:
+        raise EngineError(f"processes {[p.pid for p in alive]} of the engine survived SIGKILL")
+
+
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel all that still runs on a loop that is not running, and close it."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_CANCEL_SECONDS))
+    loop.close()

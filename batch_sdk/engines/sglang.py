@@ -1,0 +1,399 @@
+"""SGLang in this process: `sglang.Engine`, driven row by row.
+
+The engine's tokenizer side lives in this process on an asyncio loop; schedulers and detokenizer are child
+processes. `submit` tokenises in bulk and starts one task per request, `wait` runs the loop until one of them
+is done. While it waits it looks after the child processes: a dead one is an `EngineError` within a second or
+so, never a hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import signal
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import jinja2
+import numpy as np
+import psutil
+
+from batch_sdk.engines import children
+from batch_sdk.engines.base import (
+    EmbedRequest,
+    EmbedResult,
+    Engine,
+    EngineInfo,
+    GenerateRequest,
+    GenerateResult,
+    Prompt,
+    Request,
+    Result,
+    Task,
+)
+from batch_sdk.engines.tasks import TaskPool
+from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind
+
+_PROBE = "hello"
+_SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
+# Options that this class decides on: name -> what decides it.
+_OWN_OPTIONS = {"model_path": "model=...", "model": "model=...", "is_embedding": "generate() or embed()"}
+
+
+class SGLangEngine(Engine):
+    """A model in SGLang.
+
+    Start it in the main thread: SGLang's children report failure by SIGQUIT, which only the main thread can
+    be told to survive. `close` ends the processes that `start` began and no others.
+
+    Args:
+        model: path or hub name.
+        task: "embed" starts SGLang with `is_embedding=True`.
+        options: any other argument of `sglang.Engine`; passed through untouched. `log_level` is "error"
+            unless given.
+
+    Raises:
+        OptionError: an option that `model` or `task` decides, or one that the SDK cannot work with.
+    """
+
+    def __init__(self, *, model: str, task: Task, options: dict[str, Any]) -> None:
+        super().__init__(model=model, task=task)
+        for name, decided_by in _OWN_OPTIONS.items():
+            if name in options:
+                raise OptionError(f"engine option {name!r}", f"this to be decided by {decided_by}")
+        if options.get("skip_tokenizer_init"):
+            raise OptionError("engine option skip_tokenizer_init=True", "an engine with its tokenizer")
+        self._options = {"log_level": "error", **options}
+        self._engine: Any = None
+        self._info: EngineInfo | None = None
+        self._children: list[psutil.Process] = []
+        self._old_handlers: dict[signal.Signals, Any] = {}
+        self._pool: TaskPool[Result] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the engine runs, as far as is known."""
+        return self._info is not None
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the loaded model."""
+        if self._info is None:
+            raise EngineError("info of an engine that is not started", "start() first")
+        return self._info
+
+    # -- start and end
+    # ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the model (many seconds) and answer one short request with it.
+
+        Raises:
+            EngineError: SGLang did not start or does not answer; its own messages are on stderr.
+        """
+        if self._engine is not None:
+            raise EngineError("start() on a running engine", "start() once")
+        self._refuse_running_loop()
+        before = children.pids()
+        try:
+            with self._signals_survived():
+                self._engine = self._launch()
+                self._pool = TaskPool(self._engine.loop)
+                self._children = children.since(before)
+                self._info = self._probe()
+        finally:
+            if self._info is None:
+                # Whatever was raised, Ctrl-C included: a half-started engine has processes already.
+                self._children = children.since(before)
+                self.close()
+
+    @staticmethod
+    def _refuse_running_loop() -> None:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise EngineError(
+                "an engine started inside a running event loop (a notebook, or async code)",
+                "a thread of its own",
+                "call through asyncio.to_thread(...)",
+            )
+
+    def _launch(self) -> Any:
+        try:
+            import sglang
+        except ImportError as error:
+            raise EngineError(
+                f"sglang cannot be imported: {error}", remedy="pip install arctic-sglang"
+            ) from error
+        options: dict[str, Any] = {"model_path": self.model, **self._options}
+        if self.task == "embed":
+            options["is_embedding"] = True
+        if threading.current_thread() is threading.main_thread():
+            # The default handler kills this whole process, output and all, when a child fails.
+            options.setdefault("custom_sigquit_handler", signal.SIG_IGN)
+        try:
+            with _quiet_about_sigquit():
+                return sglang.Engine(**options)
+        # The boundary to SGLang: its start-up raises anything at all, and all of it means the same here.
+        except Exception as error:
+            raise EngineError(
+                f"SGLang did not start: {type(error).__name__}: {error}", remedy="see its messages above"
+            ) from error
+
+    @contextmanager
+    def _signals_survived(self) -> Iterator[None]:
+        """Keep this process's own signal handlers: SGLang installs some that kill it, the last on first
+        use."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._old_handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        yield
+        for number in _SIGNALS:
+            self._engine.loop.remove_signal_handler(number)
+        signal.signal(signal.SIGTERM, self._old_handlers[signal.SIGTERM] or signal.SIG_DFL)
+        # Ignored as long as the engine runs; `_check_alive` is what notices a dead child.
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+
+    def _probe(self) -> EngineInfo:
+        """Send one request: it shows that the engine works, how long its vectors are, and installs all
+        handlers."""
+        manager = self._engine.tokenizer_manager
+        if (
+            self._options.get("chat_template")
+            and self._engine.template_manager.chat_template_name is not None
+        ):
+            raise OptionError(
+                f"engine option chat_template={self._options['chat_template']!r}, a built-in name",
+                "the path of a Jinja chat template",
+            )
+        embeds = self.task == "embed"
+        request = EmbedRequest(0, [_PROBE]) if embeds else GenerateRequest(0, _PROBE, {"max_new_tokens": 1})
+        self._info = EngineInfo(
+            model=self.model,
+            max_input_tokens=self._limit(),
+            has_chat_template=bool(getattr(manager.tokenizer, "chat_template", None)),
+        )
+        try:
+            self.submit([request])
+            (result,) = self.wait()
+        finally:
+            info, self._info = self._info, None
+        error = result.errors[0] if isinstance(result, EmbedResult) else result.error
+        if error is not None:
+            raise EngineError(f"the engine cannot do its first request: {error.message}")
+        size = result.vectors.shape[1] if isinstance(result, EmbedResult) else None
+        return EngineInfo(info.model, info.max_input_tokens, info.has_chat_template, size)
+
+    def _limit(self) -> int | None:
+        manager = self._engine.tokenizer_manager
+        if self._engine.server_args.allow_auto_truncate:
+            return None  # SGLang cuts long inputs itself, as asked
+        # Both bounds of SGLang are exclusive: the tokenizer side's first, then the scheduler's.
+        return min(manager.context_len - manager.num_reserved_tokens, manager.max_req_input_len) - 1
+
+    def close(self) -> None:
+        """End the engine's processes and wait until they are gone."""
+        engine, self._engine, self._info = self._engine, None, None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.forget()
+        if engine is not None:
+            # SGLang's own shutdown() kills all children of this process, whoever began them.
+            atexit.unregister(engine.shutdown)
+            engine.tokenizer_manager._subprocess_watchdog.stop()
+            engine.send_to_rpc.close(linger=0)
+        children.kill(self._children)
+        self._children = []
+        if engine is not None:
+            children.close_loop(engine.loop)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._old_handlers = {}
+
+    def _check_alive(self) -> None:
+        dead = children.first_dead(self._children)
+        if dead is not None:
+            raise EngineError(
+                f"a process of the engine died (pid {dead.pid})",
+                remedy="see its messages above; if there are none, the system may have run out of memory",
+            )
+
+    # -- requests
+    # -----------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Tokenise the requests, and hand those to SGLang that fit."""
+        if self._pool is None:
+            raise EngineError("submit() on an engine that is not started", "start() first")
+        generate = [request for request in requests if isinstance(request, GenerateRequest)]
+        for request, ids in zip(generate, self._prompt_ids([r.prompt for r in generate]), strict=True):
+            self._pool.start(self._generate(request, ids))
+        for block in requests:
+            if isinstance(block, EmbedRequest):
+                self._pool.start(self._embed(block))
+        # One turn of the loop: the requests leave for the scheduler now, not at the next wait().
+        self._pool.run(asyncio.sleep(0))
+
+    def wait(self) -> list[Result]:
+        """Run the loop until a request is done, looking after the child processes meanwhile."""
+        if self._pool is None or self._pool.empty:
+            raise EngineError("wait() with nothing in flight", "submit() first")
+        return [_result(task) for task in self._pool.fetch(self._check_alive)]
+
+    def abandon(self) -> None:
+        """Cancel the tasks, and tell the scheduler to stop working on them."""
+        if self._pool is None or self._pool.empty:
+            return
+        self._pool.forget()
+        self._engine.tokenizer_manager.abort_request(abort_all=True)
+
+    # -- generate
+    # -----------------------------------------------------------------------------------------------
+
+    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
+        """Tokenise prompts together: plain texts with the tokenizer's special tokens, chats as the template
+        says."""
+        tokenizer = self._engine.tokenizer_manager.tokenizer
+        found: list[list[int] | RowError] = [[]] * len(prompts)
+        plain: list[tuple[int, str]] = []
+        chats: list[tuple[int, str]] = []
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                plain.append((index, prompt))
+                continue
+            try:
+                text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            except (jinja2.TemplateError, ValueError, TypeError) as error:
+                found[index] = RowError(RowErrorKind.REJECTED, f"the model's chat template: {error}")
+            else:
+                chats.append((index, text))
+        for texts, special in ((plain, True), (chats, False)):
+            if texts:
+                encoded = tokenizer([text for _, text in texts], add_special_tokens=special, verbose=False)
+                for (index, _), ids in zip(texts, encoded["input_ids"], strict=True):
+                    found[index] = ids
+        return found
+
+    async def _generate(self, request: GenerateRequest, ids: list[int] | RowError) -> GenerateResult:
+        error = (
+            ids if isinstance(ids, RowError) else self._too_long(len(ids), request.sampling["max_new_tokens"])
+        )
+        if error is None:
+            answer = await self._ask(
+                self._engine.async_generate(input_ids=ids, sampling_params=dict(request.sampling))
+            )
+            if not isinstance(answer, RowError):
+                return _generated(request.position, answer)
+            error = answer
+        return GenerateResult(request.position, None, None, None, None, error)
+
+    def _too_long(self, tokens: int, max_new_tokens: int = 0) -> RowError | None:
+        assert self._info is not None
+        limit = self._info.max_input_tokens
+        if limit is None:
+            return None
+        if tokens > limit:
+            return RowError(RowErrorKind.TOO_LONG, f"the input has {tokens} tokens, the model takes {limit}")
+        context = (
+            self._engine.tokenizer_manager.context_len - self._engine.tokenizer_manager.num_reserved_tokens
+        )
+        if tokens + max_new_tokens > context:
+            return RowError(
+                RowErrorKind.TOO_LONG,
+                f"the input has {tokens} tokens and max_new_tokens is {max_new_tokens}, the context {context}",
+            )
+        return None
+
+    @staticmethod
+    async def _ask(work: Coroutine[Any, Any, Any]) -> Any:
+        """Await SGLang's answer; what it raises for a single request becomes a `RowError`."""
+        from fastapi import HTTPException
+
+        try:
+            return await work
+        except ValueError as error:
+            return RowError(RowErrorKind.REJECTED, str(error))
+        except HTTPException as error:
+            return RowError(RowErrorKind.ABORTED, f"{error.status_code}: {error.detail}")
+
+    # -- embed
+    # --------------------------------------------------------------------------------------------------
+
+    async def _embed(self, request: EmbedRequest) -> EmbedResult:
+        ids = self._text_ids(request.texts)
+        errors = [self._too_long(len(row)) for row in ids]
+        rows = [row for row, error in enumerate(errors) if error is None]
+        answers: Any = await self._ask(self._encode([ids[row] for row in rows])) if rows else []
+        if isinstance(answers, RowError):
+            # One row spoiled the block: ask for each alone, so that only that one fails.
+            answers = [await self._ask(self._encode([ids[row]])) for row in rows]
+            answers = [answer if isinstance(answer, RowError) else answer[0] for answer in answers]
+        found = {row: answer for row, answer in zip(rows, answers, strict=True)}
+        for row, answer in found.items():
+            if isinstance(answer, RowError):
+                errors[row] = answer
+        size = self._info.embedding_size if self._info is not None else None
+        vectors = np.zeros((len(ids), size or _size(found) or 1), np.float32)
+        for row, answer in found.items():
+            if not isinstance(answer, RowError):
+                vectors[row] = answer["embedding"]
+        tokens = np.array([len(row) for row in ids], np.int32)
+        return EmbedResult(request.position, vectors, tokens, errors)
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        manager = self._engine.tokenizer_manager
+        ids: list[list[int]] = manager.tokenizer(texts, verbose=False)["input_ids"]
+        if manager.model_config.is_embedding_gemma:
+            # As SGLang does for texts: this model's tokenizer leaves out the end token that it was trained
+            # with.
+            end = manager.tokenizer.eos_token_id
+            ids = [row if row and row[-1] == end else [*row, end] for row in ids]
+        return ids
+
+    async def _encode(self, ids: list[list[int]]) -> Any:
+        from arctic_sglang.compat import vendor
+
+        # Token ids rather than texts: Engine.async_encode tokenises again, and refuses an empty text.
+        request = vendor.EmbeddingReqInput(input_ids=ids)
+        return await anext(self._engine.tokenizer_manager.generate_request(request, None))
+
+
+def _result(task: asyncio.Task[Result]) -> Result:
+    error = task.exception()
+    if error is not None:
+        # What SGLang means as an answer to one row was caught in the task; this is something else.
+        raise EngineError(f"SGLang failed on a request: {type(error).__name__}: {error}") from error
+    return task.result()
+
+
+def _size(found: dict[int, Any]) -> int | None:
+    return next((len(a["embedding"]) for a in found.values() if not isinstance(a, RowError)), None)
+
+
+def _generated(position: int, answer: dict[str, Any]) -> GenerateResult:
+    meta = answer["meta_info"]
+    reason = meta["finish_reason"] or {"type": "stop"}
+    if reason["type"] == "abort":
+        error = RowError(RowErrorKind.ABORTED, str(reason.get("message") or "the engine aborted the request"))
+        return GenerateResult(position, None, None, None, None, error)
+    return GenerateResult(
+        position, answer["text"], meta["prompt_tokens"], meta["completion_tokens"], reason["type"]
+    )
+
+
+@contextmanager
+def _quiet_about_sigquit() -> Iterator[None]:
+    """SGLang logs, as an error, that it was given a handler for SIGQUIT. It is no error."""
+    logger = logging.getLogger("sglang.srt.entrypoints.engine")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "custom SIGQUIT handler" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
