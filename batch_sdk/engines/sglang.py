@@ -38,6 +38,9 @@ from batch_sdk.engines.tasks import TaskPool
 from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind
 
 _PROBE = "hello"
+# The scheduler's bound keeps five tokens free for output, and one for good measure; embeddings are not held
+# to it.
+_ROOM_TO_GENERATE = 6
 _SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
 # Options that this class decides on: name -> what decides it.
 _OWN_OPTIONS = {"model_path": "model=...", "model": "model=...", "is_embedding": "generate() or embed()"}
@@ -192,7 +195,8 @@ class SGLangEngine(Engine):
         if self._engine.server_args.allow_auto_truncate:
             return None  # SGLang cuts long inputs itself, as asked
         # Both bounds of SGLang are exclusive: the tokenizer side's first, then the scheduler's.
-        return min(manager.context_len - manager.num_reserved_tokens, manager.max_req_input_len) - 1
+        room = _ROOM_TO_GENERATE if self.task == "embed" else 0
+        return min(manager.context_len - manager.num_reserved_tokens, manager.max_req_input_len + room) - 1
 
     def close(self) -> None:
         """End the engine's processes and wait until they are gone."""

@@ -131,7 +131,7 @@ class TestEmbed:
     def test_vectors_match_sentence_transformers(self, embedder, minilm_dir):
         from sentence_transformers import SentenceTransformer
 
-        texts = ["A cat sat on the mat.", "", "Grüße 世界 🌍", "longer " * 120, "  spaces  ", "x"] * 3
+        texts = ["A cat sat on the mat.", "", "Grüße 世界 🌍", "longer " * 254, "  spaces  ", "x"] * 3
         out = batch_sdk.embed(
             pa.table({"text": texts}),
             column="text",
@@ -141,6 +141,7 @@ class TestEmbed:
             progress=False,
         )
         assert kinds(out) == [None] * len(texts)
+        assert max(out.column("prompt_tokens").to_pylist()) == embedder.max_input_tokens == 256
         assert out.schema.field("embedding").type == pa.list_(pa.float32(), 384)
         ours = np.stack(out.column("embedding").to_pylist())
         theirs = SentenceTransformer(str(minilm_dir), device="cpu").encode(texts)
