@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import signal
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
@@ -137,7 +136,8 @@ class SGLangEngine(Engine):
             # The default handler kills this whole process, output and all, when a child fails.
             options.setdefault("custom_sigquit_handler", signal.SIG_IGN)
         try:
-            with _quiet_about_sigquit():
+            # SGLang reports the handler that it is given as an error; it is none.
+            with children.without_log("sglang.srt.entrypoints.engine", "custom SIGQUIT handler"):
                 return sglang.Engine(**options)
         # The boundary to SGLang: its start-up raises anything at all, and all of it means the same here.
         except Exception as error:
@@ -386,18 +386,3 @@ def _generated(position: int, answer: dict[str, Any]) -> GenerateResult:
     return GenerateResult(
         position, answer["text"], meta["prompt_tokens"], meta["completion_tokens"], reason["type"]
     )
-
-
-@contextmanager
-def _quiet_about_sigquit() -> Iterator[None]:
-    """SGLang logs, as an error, that it was given a handler for SIGQUIT. It is no error."""
-    logger = logging.getLogger("sglang.srt.entrypoints.engine")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "custom SIGQUIT handler" not in record.getMessage()
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
