@@ -87,9 +87,6 @@ class SGLangEngine(Engine):
             raise EngineError("info of an engine that is not started", "start() first")
         return self._info
 
-    # -- start and end
-    # ------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Load the model (many seconds) and answer one short request with it.
 
@@ -225,9 +222,6 @@ class SGLangEngine(Engine):
                 remedy="see its messages above; if there are none, the system may have run out of memory",
             )
 
-    # -- requests
-    # -----------------------------------------------------------------------------------------------
-
     def submit(self, requests: Sequence[Request]) -> None:
         """Tokenise the requests, and hand those to SGLang that fit."""
         if self._pool is None:
@@ -253,9 +247,6 @@ class SGLangEngine(Engine):
             return
         self._pool.forget()
         self._engine.tokenizer_manager.abort_request(abort_all=True)
-
-    # -- generate
-    # -----------------------------------------------------------------------------------------------
 
     def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
         """Tokenise prompts together: plain texts with the tokenizer's special tokens, chats as the template
@@ -322,9 +313,6 @@ class SGLangEngine(Engine):
             return RowError(RowErrorKind.REJECTED, str(error))
         except HTTPException as error:
             return RowError(RowErrorKind.ABORTED, f"{error.status_code}: {error.detail}")
-
-    # -- embed
-    # --------------------------------------------------------------------------------------------------
 
     async def _embed(self, request: EmbedRequest) -> EmbedResult:
         ids = self._text_ids(request.texts)
