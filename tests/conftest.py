@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_tree(tmp_path):
     """Writes files under a fresh folder: `write_tree({"a/b.py": "text"})` -> the folder."""
 

@@ -33,6 +33,8 @@ def cpu_defaults(args: Mapping[str, Any]) -> dict[str, Any]:
         changed["dtype"] = "float32"
     # Two pools of KV slots, for models with sliding windows, exist for CUDA only.
     changed["disable_hybrid_swa_memory"] = True
+    # An idle scheduler otherwise spins, on the very cores that others compute with.
+    changed["sleep_on_idle"] = True
     return changed
 
 

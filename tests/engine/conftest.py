@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.servers import running_server
+from tests.engine.servers import running_engine, running_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,11 +33,8 @@ def minilm_dir() -> str:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_model_dir):
     """sglang.Engine on the tiny model; nothing but the model is named."""
-    import sglang
-
-    engine = sglang.Engine(model_path=tiny_model_dir, chunked_prefill_size=64, random_seed=7)
-    yield engine
-    engine.shutdown()
+    with running_engine(model_path=tiny_model_dir, chunked_prefill_size=64, random_seed=7) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Servers as processes of their own."""
 
+import atexit
 import json
 import os
 import signal
@@ -15,7 +16,28 @@ from pathlib import Path
 
 import pytest
 
+from batch_sdk.engines import children
+
 START_SECONDS = 240
+
+
+@contextmanager
+def running_engine(**options):
+    """An `sglang.Engine`, whose own processes are ended afterwards.
+
+    `Engine.shutdown` would kill every child of this process, other tests' servers among them.
+    """
+    import sglang
+
+    before = children.pids()
+    engine = sglang.Engine(**options)
+    mine = children.since(before)
+    try:
+        yield engine
+    finally:
+        atexit.unregister(engine.shutdown)
+        engine.tokenizer_manager._subprocess_watchdog.stop()
+        children.kill(mine)
 
 
 @dataclass

@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from tests.engine.servers import running_engine
+
 GREEDY = {"temperature": 0, "max_new_tokens": 32}
 
 
@@ -113,11 +115,6 @@ def test_many_at_once_equal_one_by_one(tiny_engine, prompts):
 
 
 def test_two_ranks_equal_one(tiny_engine, tiny_model_dir, prompts):
-    import sglang
-
     expected = [r["text"] for r in tiny_engine.generate(prompts, GREEDY)]
-    engine = sglang.Engine(model_path=tiny_model_dir, tp_size=2)
-    try:
+    with running_engine(model_path=tiny_model_dir, tp_size=2) as engine:
         assert [r["text"] for r in engine.generate(prompts, GREEDY)] == expected
-    finally:
-        engine.shutdown()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from arctic_sglang.compat import source
+from arctic_sglang.compat.seams import seams_of
+from arctic_sglang.features import Feature
 from tests.engine.servers import running_server
 
 FLAGS = ("--embedding-pooling", "--cpu-threads-per-rank")
@@ -200,7 +202,8 @@ def test_no_flag_leaves_stock_sglang_alone(tiny_model_dir, functions, tmp_path):
     reports = [json.loads(p.read_text()) for p in (tmp_path / "reports-False").iterdir()]
     assert list((tmp_path / "reports-True").iterdir()) == []
     applied = {seam for report in reports for seam in report["seams"]}
-    assert applied == {"flags.help", "flags.server_args", "flags.engine", "cpu.group"}
+    cpu = {seam.id for seam in seams_of(frozenset({Feature.CPU})) if seam.hook}
+    assert applied == {"flags.help", "flags.server_args", "flags.engine"} | cpu
 
 
 def test_console_scripts_exist():

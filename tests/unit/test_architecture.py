@@ -67,7 +67,9 @@ TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path
 def test_imports_point_downward(module):
     for name in imports(TREES[module]):
         if name.split(".")[0] in PACKAGES:
-            assert layer(name) <= layer(module), f"{module} (L{layer(module)}) imports {name} (L{layer(name)})"
+            assert layer(name) <= layer(module), (
+                f"{module} (L{layer(module)}) imports {name} (L{layer(name)})"
+            )
 
 
 @pytest.mark.parametrize("module", TREES)
