@@ -33,11 +33,9 @@ demo: $(READY)  ## docstrings for Python functions, then embeddings and nearest 
 	@$(BIN)/arctic-batch generate examples/data/functions.parquet --prompt '{{ code }}' \
 	  --model examples/tiny_lm/model --max-new-tokens 48 --temperature 0 --output $(OUT)/docstrings.parquet --overwrite \
 	  --show 5
-	@echo; echo "== embed: a vector for every docstring"
-	@$(BIN)/arctic-batch embed $(OUT)/docstrings.parquet --column docstring --model $(MINILM) --keep name,docstring \
-	  --output $(OUT)/vectors.parquet --overwrite --show 0
-	@echo; echo "== nearest neighbours"
-	@$(BIN)/python examples/neighbours.py $(OUT)/vectors.parquet --rows 5
+	@echo; echo "== embed: a vector for every docstring, and the nearest others"
+	@$(BIN)/arctic-batch embed $(OUT)/docstrings.parquet --column docstring --model "$(MINILM)" --keep name --keep docstring \
+	  --output $(OUT)/vectors.parquet --overwrite --show 5
 
 test: lint test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
 

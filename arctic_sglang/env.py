@@ -4,7 +4,7 @@
 |---|---|
 | `ARCTIC_SGLANG_REPORT_DIR` | a folder: every process of a server writes `<role>-<pid>.json` there |
 | `SGLANG_PLUGINS`, `SGLANG_PLATFORM` | SGLang's own: which plugins it loads; shown by the doctor |
-| `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set for child processes if unset |
+| `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set in a rank's process if unset |
 """
 
 import os
@@ -38,11 +38,5 @@ def cpu_engine_requested() -> bool:
 
 
 def set_threads_bind(cores: str) -> None:
-    """Give the child processes their cores ("0-3|4-7"), unless the user did."""
-    global _threads_bind_set
-    current = os.environ.get(CPU_THREADS_BIND)
-    if current is None or current == _threads_bind_set:  # a second engine may have another number of ranks
-        os.environ[CPU_THREADS_BIND] = _threads_bind_set = cores
-
-
-_threads_bind_set: str | None = None
+    """Give this process, a rank, its cores ("0-3|4-7": one list for each rank), unless the user did."""
+    os.environ.setdefault(CPU_THREADS_BIND, cores)

@@ -115,6 +115,7 @@ def embed(
     engine: str = "sglang",
     engine_options: dict[str, Any] | None = None,
     normalize: bool = False,
+    truncate: bool = False,
     keep: Sequence[str] | None = None,
     embedding_column: str = "embedding",
     details_prefix: str = "",
@@ -136,6 +137,8 @@ def embed(
     Args:
         column: the column with the texts.
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
+        truncate: cut texts that are longer than the model's window, as sentence-transformers does. By
+            default such a row is a `too_long` error.
         embedding_column: name of the vector column.
         block_rows: rows sent to the engine as one request.
 
@@ -150,6 +153,7 @@ def embed(
         limit_rows=limit_rows,
         column=column,
         normalize=normalize,
+        truncate=truncate,
         embedding_column=embedding_column,
         block_rows=block_rows,
     )

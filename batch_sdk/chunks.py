@@ -203,8 +203,10 @@ class EmbedChunk(Chunk):
         size: int,
         block_rows: int,
         normalize: bool,
+        truncate: bool,
     ) -> None:
         super().__init__(position, batch, kept, tally)
+        self._truncate = truncate
         self._texts = _values(batch.column(column))
         self._block_rows = block_rows
         self._normalize = normalize
@@ -232,7 +234,7 @@ class EmbedChunk(Chunk):
             if rows:
                 first = self.position + rows[0]
                 self._blocks[first] = rows
-                requests.append(EmbedRequest(first, [self._texts[row] for row in rows]))
+                requests.append(EmbedRequest(first, [self._texts[row] for row in rows], self._truncate))
             self.taken += count
             room -= count
         self._finish(failed)

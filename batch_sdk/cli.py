@@ -162,6 +162,9 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_shared(emb)
     emb.add_argument("--column", "-c", required=True, help="the text column")
     emb.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
+    emb.add_argument(
+        "--truncate", action="store_true", help="cut texts over the model's window; default: an error row"
+    )
     emb.add_argument("--embedding-column", default="embedding", metavar="NAME", help="(%(default)s)")
     emb.add_argument(
         "--block-rows", type=int, default=64, metavar="N", help="rows of one engine request (%(default)s)"
@@ -234,6 +237,7 @@ def _run(args: argparse.Namespace) -> int:
             args.input,
             column=args.column,
             normalize=args.normalize,
+            truncate=args.truncate,
             embedding_column=args.embedding_column,
             block_rows=args.block_rows,
             **shared,

@@ -111,12 +111,14 @@ class EmbedJob(Job):
     Attributes:
         column: the text column.
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
+        truncate: cut a text that is longer than the model's window, instead of a `too_long` error.
         embedding_column: name of the column with the vectors.
         block_rows: rows sent to the engine as one request; at most `window_rows`.
     """
 
     column: str
     normalize: bool = False
+    truncate: bool = False
     embedding_column: str = "embedding"
     block_rows: int = 64
 
@@ -125,8 +127,9 @@ class EmbedJob(Job):
         _text("column", self.column)
         _text("embedding_column", self.embedding_column)
         _positive("block_rows", self.block_rows)
-        if not isinstance(self.normalize, bool):
-            raise OptionError(f"normalize={self.normalize!r}", "True or False")
+        for name in ("normalize", "truncate"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r}", "True or False")
         if self.block_rows > self.window_rows:
             raise OptionError(
                 f"block_rows={self.block_rows} with window_rows={self.window_rows}",

@@ -127,4 +127,5 @@ class EmbedPlan(Plan):
             size=size,
             block_rows=job.block_rows,
             normalize=job.normalize,
+            truncate=job.truncate,
         )

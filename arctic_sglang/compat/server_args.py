@@ -53,6 +53,7 @@ class Decision:
     features: tuple[Feature, ...]
     pooling: PoolingSpec | None
     cpu_threads: int | None  # of each rank, with Feature.CPU
+    cpu_cores: str | None  # a core list for each rank, in SGLang's notation
 
 
 @dataclasses.dataclass
@@ -69,7 +70,8 @@ class ArcticServerArgs(_WithFlags):
         facts = _facts(self)
         features = requested(config, facts)
         threads = _cpu_threads(self, config) if Feature.CPU in features else None
-        decision = Decision(config, tuple(sorted(features)), wanted_pooling(config, facts), threads)
+        cores = None if threads is None else defaults.cores_of_ranks(_core_count(), self.tp_size, threads)
+        decision = Decision(config, tuple(sorted(features)), wanted_pooling(config, facts), threads, cores)
         verify.judge(verify.verify(SEAMS, source.installed_root()), features | {Feature.FLAGS})
         if threads is not None:
             _set_cpu_defaults(self, threads)
@@ -92,6 +94,9 @@ def _activate(decision: Decision) -> None:
     apply.apply(seams_of(frozenset(decision.features)), role)
     if decision.cpu_threads is not None and role is Role.SCHEDULER:
         vendor.set_cpu_threads(decision.cpu_threads)
+        # SGLang wants a core list for each rank of a group, though without AMX kernels it only reads it. Set
+        # here and not in the main process, where it would leak into whatever the user starts next.
+        env.set_threads_bind(decision.cpu_cores or "")
     process.report(decision.features, role)
     if role in (Role.MAIN, Role.SCHEDULER) and decision.features:
         logger.info(
@@ -133,15 +138,17 @@ def _checkpoint_folder(model_path: str, revision: str | None) -> Path:
 
 def _cpu_threads(args: Any, config: ArcticConfig) -> int:
     ranks = args.tp_size * args.pp_size * args.dp_size
-    return defaults.threads_per_rank(len(os.sched_getaffinity(0)), ranks, config.cpu_threads_per_rank)
+    return defaults.threads_per_rank(_core_count(), ranks, config.cpu_threads_per_rank)
+
+
+def _core_count() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _set_cpu_defaults(args: Any, threads: int) -> None:
     changed = defaults.cpu_defaults({f.name: getattr(args, f.name) for f in dataclasses.fields(args)})
     for name, value in changed.items():
         setattr(args, name, value)
-    # SGLang wants a core list for each rank of a group, though without AMX kernels it only reads it.
-    env.set_threads_bind(defaults.cores_of_ranks(len(os.sched_getaffinity(0)), args.tp_size, threads))
     logger.info("arctic-sglang: no GPU; %d threads a rank, and these defaults: %s", threads, changed)
 
 

@@ -51,10 +51,15 @@ class GenerateResult(NamedTuple):
 
 
 class EmbedRequest(NamedTuple):
-    """A block of rows to embed. `position` identifies the block: it is unique among those in flight."""
+    """A block of rows to embed. `position` identifies the block: it is unique among those in flight.
+
+    With `truncate` a text over the model's window loses its end, as in sentence-transformers, rather than
+    come back as `too_long`.
+    """
 
     position: int
     texts: list[str]
+    truncate: bool = False
 
     @property
     def rows(self) -> int:

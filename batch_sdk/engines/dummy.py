@@ -181,10 +181,12 @@ class DummyEngine(Engine):
         return GenerateResult(request.position, text, tokens, count, reason)
 
     def _embed(self, request: EmbedRequest) -> EmbedResult:
-        size = self.options.embedding_size
-        raw = b"".join([hashlib.shake_128(text.encode()).digest(2 * size) for text in request.texts])
-        vectors = np.frombuffer(raw, dtype="<i2").reshape(len(request.texts), size).astype(np.float32) + 0.5
+        size, texts = self.options.embedding_size, request.texts
+        if request.truncate and self.options.max_input_tokens is not None:
+            texts = [" ".join(text.split()[: self.options.max_input_tokens]) for text in texts]
+        raw = b"".join([hashlib.shake_128(text.encode()).digest(2 * size) for text in texts])
+        vectors = np.frombuffer(raw, dtype="<i2").reshape(len(texts), size).astype(np.float32) + 0.5
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        tokens = np.array([len(text.split()) for text in request.texts], dtype=np.int32)
-        errors = [self._refusal(text, int(count)) for text, count in zip(request.texts, tokens, strict=True)]
+        tokens = np.array([len(text.split()) for text in texts], dtype=np.int32)
+        errors = [self._refusal(text, int(count)) for text, count in zip(texts, tokens, strict=True)]
         return EmbedResult(request.position, vectors, tokens, errors)

@@ -315,7 +315,7 @@ class SGLangEngine(Engine):
             return RowError(RowErrorKind.ABORTED, f"{error.status_code}: {error.detail}")
 
     async def _embed(self, request: EmbedRequest) -> EmbedResult:
-        ids = self._text_ids(request.texts)
+        ids = self._text_ids(request.texts, request.truncate)
         errors = [self._too_long(len(row)) for row in ids]
         rows = [row for row, error in enumerate(errors) if error is None]
         answers: Any = await self._ask(self._encode([ids[row] for row in rows])) if rows else []
@@ -335,9 +335,12 @@ class SGLangEngine(Engine):
         tokens = np.array([len(row) for row in ids], np.int32)
         return EmbedResult(request.position, vectors, tokens, errors)
 
-    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+    def _text_ids(self, texts: list[str], truncate: bool) -> list[list[int]]:
         manager = self._engine.tokenizer_manager
-        ids: list[list[int]] = manager.tokenizer(texts, verbose=False)["input_ids"]
+        limit = self._info.max_input_tokens if truncate and self._info is not None else None
+        # The tokenizer's own truncation keeps the special token at the end, which a plain slice would lose.
+        cut = {} if limit is None else {"truncation": True, "max_length": limit}
+        ids: list[list[int]] = manager.tokenizer(texts, verbose=False, **cut)["input_ids"]
         if manager.model_config.is_embedding_gemma:
             # As SGLang does for texts: this model's tokenizer leaves out the end token that it was trained
             # with.

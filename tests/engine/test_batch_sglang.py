@@ -74,8 +74,11 @@ class TestGenerate:
         out = generate(pa.table({"text": ["short"]}), generator, max_new_tokens=limit + 100)
         assert kinds(out) == ["too_long"]
 
-    def test_chat_template_and_system_message(self, generator):
+    def test_chat_template_and_system_message(self, generator, monkeypatch):
         assert generator.info.has_chat_template
+        # The tiny model's own template leaves the system message out.
+        template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor %}"
+        monkeypatch.setattr(generator._engine.tokenizer_manager.tokenizer, "chat_template", template)
         table = pa.table({"text": ["x = 1"]})
         tokens = {
             name: generate(table, generator, **options).column("prompt_tokens")[0].as_py()

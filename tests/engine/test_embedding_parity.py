@@ -1,0 +1,59 @@
+"""Vectors of batch_sdk over SGLang against sentence-transformers, on the same weights, in float32."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import batch_sdk
+
+HELD_OUT = Path(__file__).parents[2] / "examples" / "tiny_lm" / "heldout.jsonl"
+ODD = [
+    "", " ", "\n\t", "a", ".", "Grüße aus Zürich", "日本語の文章です。", "🙂🙃" * 10, "a" * 3000, "é" * 600,
+    "\u200b\u200d", "مرحبا بالعالم", "word " * 254, "word " * 255, "word " * 300, "1 2 3 " * 400, "ﬁ ½ ²", "NULL",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """200: sentences, whole functions (many longer than the window of 256 tokens), and odd ones."""
+    rows = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
+    sentences = [row["doc"] for row in rows[:91]]
+    functions = ["\n\n".join(row["code"] for row in rows[i : i + 1 + i % 4]) for i in range(91)]
+    return [*ODD, *sentences, *functions]
+
+
+@pytest.fixture(scope="module")
+def engine(minilm_dir):
+    with batch_sdk.create_engine("sglang", model=minilm_dir, task="embed") as started:
+        yield started
+
+
+def embed(texts, engine, **options):
+    table = batch_sdk.embed(
+        pa.table({"text": texts}), column="text", model=engine, truncate=True, progress=False, **options
+    )
+    assert table["error"].null_count == len(texts)
+    return np.stack(table["embedding"].to_numpy(zero_copy_only=False)), table["prompt_tokens"].to_numpy()
+
+
+def test_equal_to_sentence_transformers(texts, engine, minilm_dir):
+    from sentence_transformers import SentenceTransformer
+
+    assert len(texts) == 200
+    vectors, tokens = embed(texts, engine)
+    assert (tokens == 256).sum() > 20, "too few texts reach the window"
+    reference = SentenceTransformer(minilm_dir, device="cpu")
+    expected = reference.encode(texts, batch_size=16)
+    cosine = (vectors * expected).sum(axis=1) / np.linalg.norm(expected, axis=1)
+    worst = int(cosine.argmin())
+    assert cosine.min() > 0.9999, f"cosine {cosine.min():.6f} for {texts[worst][:60]!r}"
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_vectors_do_not_depend_on_the_batch(texts, engine):
+    together, _ = embed(texts[:60], engine, block_rows=32)
+    alone, _ = embed(texts[:60], engine, block_rows=1)
+    assert np.abs(together - alone).max() < 1e-5
