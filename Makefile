@@ -27,15 +27,16 @@ $(READY): pyproject.toml
 	  || { grep -v '^WARNING' $(VENV)/pip.log | tail -n 30 >&2; exit 1; }
 	@touch $@
 
+demo: export PYTHONWARNINGS = ignore
 demo: $(READY)  ## docstrings for Python functions, then embeddings and nearest neighbours, on real text
 	@mkdir -p $(OUT)
 	@echo "== generate: a docstring for every function in examples/data/functions.parquet"
 	@$(BIN)/arctic-batch generate examples/data/functions.parquet --prompt '{{ code }}' \
-	  --model examples/tiny_lm/model --max-new-tokens 48 --temperature 0 --output $(OUT)/docstrings.parquet --overwrite \
-	  --show 5
+	  --model examples/tiny_lm/model --max-new-tokens 48 --temperature 0 --keep name --keep code --keep docstring \
+	  --output $(OUT)/docstrings.parquet --overwrite --progress --show 5
 	@echo; echo "== embed: a vector for every docstring, and the nearest others"
-	@$(BIN)/arctic-batch embed $(OUT)/docstrings.parquet --column docstring --model "$(MINILM)" --keep name --keep docstring \
-	  --output $(OUT)/vectors.parquet --overwrite --show 5
+	@$(BIN)/arctic-batch embed $(OUT)/docstrings.parquet --column docstring --model "$(MINILM)" \
+	  --keep name --keep docstring --output $(OUT)/vectors.parquet --overwrite --progress --show 5
 
 test: lint test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
 

@@ -1,4 +1,4 @@
-"""Makes examples/data/functions.parquet: the first functions of the tiny model's held-out set.
+"""Makes examples/data/functions.parquet of the tiny model's held-out set.
 
 python examples/data/make.py
 """
@@ -11,12 +11,11 @@ import polars as pl
 HERE = Path(__file__).parent
 HELD_OUT = HERE.parent / "tiny_lm" / "heldout.jsonl"
 PACKAGES = HERE.parent / "tiny_lm" / "packages.json"
-ROWS = 60
 
 
 def main() -> None:
     """Write the table."""
-    rows = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()[:ROWS]]
+    rows = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
     about = {p["name"]: p for p in json.loads(PACKAGES.read_text(encoding="utf-8"))}
     table = pl.DataFrame(
         {
