@@ -99,7 +99,8 @@ def render(report: Report) -> str:
     lines += ["", "features"]
     for feature in report.features:
         wanted = "wanted" if feature["wanted"] else "not asked for"
-        lines.append(f"  {_mark(feature['works'])} {feature['name']:8} {feature['about']} ({wanted})")
+        mark = _mark(feature["works"]) if feature["works"] or feature["wanted"] else "no  "
+        lines.append(f"  {mark} {feature['name']:8} {feature['about']} ({wanted})")
         lines += [f"         {problem}" for problem in feature["problems"]]
     lines += ["", "seams"]
     for seam in report.seams:

@@ -24,8 +24,11 @@ def platform() -> str | None:
     Called while SGLang's modules are being imported, so only the light `flags.help` seam is applied here.
     """
     help_seam = [seam for seam in SEAMS if seam.id == "flags.help"]
-    if not verify.verify(help_seam, source.installed_root()):
-        apply.apply(help_seam, process.role())
+    try:
+        if not verify.verify(help_seam, source.installed_root()):
+            apply.apply(help_seam, process.role())
+    except verify.SeamError as error:  # the flags work without it, but for one page of help
+        logger.warning("arctic-sglang: %s", error)
     if env.cpu_engine_requested() or vendor.accelerator() is not None:
         return None
     return "arctic_sglang.cpu.platform:CpuPlatform"
@@ -34,18 +37,19 @@ def platform() -> str | None:
 def register() -> None:
     """Entry point of `sglang.srt.plugins`: adds the flags. Idempotent.
 
-    With an SGLang that the flags do not fit, stock SGLang starts with a warning, unless one of our flags
-    is on the command line: then the process ends here. SGLang would swallow any other exception and go on
-    to call the flag unknown.
+    Where the flags do not fit the installed SGLang, or another plugin is in their place, stock SGLang starts
+    with a warning, unless one of our flags is on the command line: then the process ends here. SGLang would
+    swallow any other exception and go on to call the flag unknown.
     """
-    features = frozenset({Feature.FLAGS})
+    seams = seams_of(frozenset({Feature.FLAGS}))
     try:
-        problems = verify.verify(seams_of(features), source.installed_root())
-        verify.judge(problems, requested=features if _flags_on_command_line() else frozenset())
-        if not problems:
-            apply.apply(seams_of(features), process.role())
+        problems = verify.verify(seams, source.installed_root())
+        verify.judge(problems, requested=frozenset({Feature.FLAGS}))
+        apply.apply(seams, process.role())
     except verify.SeamError as error:
-        sys.exit(f"error: {error}")
+        if _flags_on_command_line():
+            sys.exit(f"error: {error}")
+        logger.warning("arctic-sglang adds no flags, and stock SGLang starts: %s", error)
 
 
 def _flags_on_command_line() -> list[str]:

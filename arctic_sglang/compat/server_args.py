@@ -127,11 +127,11 @@ def _checkpoint_folder(model_path: str, revision: str | None) -> Path:
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model_path, revision=revision, allow_patterns=_POOLING_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         msg = f"the pooling files of {model_path} cannot be fetched ({type(error).__name__}: {error})"
         raise UnsupportedCheckpointError(msg) from error
 

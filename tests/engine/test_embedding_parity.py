@@ -57,3 +57,34 @@ def test_vectors_do_not_depend_on_the_batch(texts, engine):
     together, _ = embed(texts[:60], engine, block_rows=32)
     alone, _ = embed(texts[:60], engine, block_rows=1)
     assert np.abs(together - alone).max() < 1e-5
+
+
+@pytest.fixture(params=["mean", "lasttoken"])
+def decoder_dir(request, tiny_model_dir, tmp_path) -> str:
+    """The tiny decoder as a sentence-transformers checkpoint of this pooling, normalised, window 128."""
+    for file in Path(tiny_model_dir).iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    kind = "sentence_transformers.models."
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": kind + "Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": kind + "Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": kind + "Normalize"},
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 128}))
+    (tmp_path / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 256, "pooling_mode": request.param}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return str(tmp_path)
+
+
+def test_decoders_equal_sentence_transformers(decoder_dir, texts):
+    from sentence_transformers import SentenceTransformer
+
+    some = [text for text in texts[18:60] if text]
+    reference = SentenceTransformer(decoder_dir, device="cpu", model_kwargs={"dtype": "float32"})
+    expected = reference.encode(some, batch_size=1)
+    with batch_sdk.create_engine("sglang", model=decoder_dir, task="embed") as engine:
+        vectors, tokens = embed(some, engine)
+    assert tokens.max() <= 128
+    assert (vectors * expected).sum(axis=1).min() > 0.9999

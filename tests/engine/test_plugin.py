@@ -63,6 +63,17 @@ def test_bad_flags_stop_the_start(tiny_model_dir, args, said):
     assert said in out
 
 
+def test_flags_work_on_sglang_serve(tiny_model_dir):
+    program = (
+        "import sys; from sglang.cli.main import main; sys.argv = ['sglang', 'serve', *sys.argv[1:]]; main()"
+    )
+    code, out = run(
+        sys.executable, "-c", program, tiny_model_dir, "--device", "cpu", "--cpu-threads-per-rank", "-3"
+    )
+    assert code != 0
+    assert "--cpu-threads-per-rank is -3; it must be at least 1" in out
+
+
 def test_bad_engine_keyword_stops_the_start(tiny_model_dir):
     import sglang
 
