@@ -177,13 +177,22 @@ def collect(folders: list[Path], verbs: frozenset[str], jobs: int) -> dict[str, 
     return kept
 
 
-def build(names: list[str], scratch: Path, out: Path, jobs: int) -> None:
-    """Run every step and write the output files."""
+def install_all(names: list[str], scratch: Path, allow_missing: bool) -> list[Path]:
+    """Install the packages and return their folders; ends the program if pip cannot install one of them."""
     scratch.mkdir(parents=True, exist_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as threads:
         installed = list(threads.map(partial(install, scratch=scratch), names))
-    folders = [scratch / name.split("==")[0] for name, ok in zip(names, installed, strict=True) if ok]
+    missing = [name for name, ok in zip(names, installed, strict=True) if not ok]
+    if missing:
+        print(f"pip could not install: {' '.join(missing)}", file=sys.stderr, flush=True)
+        if not allow_missing:
+            sys.exit("the corpus would not be the same; --allow-missing builds it without them")
+    return [scratch / name.split("==")[0] for name, ok in zip(names, installed, strict=True) if ok]
+
+
+def build(folders: list[Path], out: Path, jobs: int) -> None:
+    """Run every step after the installation and write the output files."""
+    out.mkdir(parents=True, exist_ok=True)
     described = {folder: describe(folder) for folder in folders}
     refused = sorted(folder.name for folder, found in described.items() if found is None)
     folders = [folder for folder in folders if described[folder]]
@@ -229,10 +238,14 @@ def main() -> None:
         "--scratch", type=Path, default=None, help="where pip installs (default: OUT/packages)"
     )
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="go on without packages that pip cannot find"
+    )
     args = parser.parse_args()
     lines = (line.strip() for line in args.packages_file.read_text().splitlines())
     names = [line for line in lines if line and not line.startswith("#")]
-    build(names, args.scratch or args.out / "packages", args.out, args.jobs)
+    folders = install_all(names, args.scratch or args.out / "packages", args.allow_missing)
+    build(folders, args.out, args.jobs)
 
 
 if __name__ == "__main__":
