@@ -1,6 +1,7 @@
 """The built wheel in an environment that has nothing else: what a stranger gets from pip."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -45,7 +46,8 @@ def installed(wheel, tmp_path_factory):
     )
     work = folder / "work"
     work.mkdir()
-    return folder / "env" / "bin", work
+    yield folder / "env" / "bin", work
+    shutil.rmtree(folder / "env")  # 9 GB, which pytest would keep for its next three runs
 
 
 def test_the_wheel_holds_the_four_packages_and_the_licence(wheel):
