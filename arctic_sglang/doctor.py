@@ -28,6 +28,7 @@ ABOUT = {
     Feature.FLAGS: "arctic flags on SGLang's command line, in YAML and as Engine keywords",
     Feature.CPU: "SGLang on a machine without a GPU",
     Feature.POOLING: "embeddings pooled as the checkpoint says",
+    Feature.BATCH: "batch jobs over an engine in the same process",
 }
 
 

@@ -13,6 +13,7 @@ class Feature(StrEnum):
     FLAGS = "flags"  # the command line, YAML and Engine keywords: always wanted
     CPU = "cpu"  # the runtime for machines without a GPU
     POOLING = "pooling"  # embeddings pooled as the checkpoint says
+    BATCH = "batch"  # batch_sdk over an engine in the same process
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,4 +176,17 @@ def _member(node: ast.ClassDef, name: str) -> Definition | None:
     for statement in _toplevel(node.body):
         if name in _names_defined(statement):
             return statement  # type: ignore[return-value]  # _names_defined is empty for any other kind
+    return _instance_attribute(node, name)
+
+
+def _instance_attribute(node: ast.ClassDef, name: str) -> ast.Assign | ast.AnnAssign | None:
+    """`self.name = ...` in any method of the class."""
+    for inner in ast.walk(node):
+        targets = inner.targets if isinstance(inner, ast.Assign) else []
+        targets = [inner.target] if isinstance(inner, ast.AnnAssign) else targets
+        flat = [t for target in targets for t in (target.elts if isinstance(target, ast.Tuple) else [target])]
+        for target in flat:
+            owner = target.value if isinstance(target, ast.Attribute) and target.attr == name else None
+            if isinstance(owner, ast.Name) and owner.id == "self":
+                return inner  # type: ignore[return-value]  # only assignments have targets
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from arctic_sglang.compat import source
-from arctic_sglang.compat.seams import Kind, Seam
+from arctic_sglang.compat.seams import Kind, Seam, seams_of
 from arctic_sglang.features import Feature
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,15 @@ def _check_shape(seam: Seam, found: source.Found) -> list[str]:
             f"{seam.target} takes {', '.join(names)}; the order {', '.join(seam.params)} is relied on"
         )
     return texts
+
+
+def require(feature: Feature) -> None:
+    """Stops a caller in this process whose feature does not fit the installed SGLang.
+
+    Raises:
+        SeamError: with every problem of the feature's seams.
+    """
+    judge(verify(seams_of(frozenset({feature})), source.installed_root()), frozenset({feature}))
 
 
 def judge(problems: Iterable[Problem], requested: frozenset[Feature]) -> None:

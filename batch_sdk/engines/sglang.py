@@ -122,6 +122,9 @@ class SGLangEngine(Engine):
     def _launch(self) -> Any:
         try:
             import sglang
+
+            from arctic_sglang.compat import verify
+            from arctic_sglang.features import Feature
         except ImportError as error:
             raise EngineError(
                 f"sglang cannot be imported: {error}", remedy="pip install arctic-sglang"
@@ -133,6 +136,7 @@ class SGLangEngine(Engine):
             # The default handler kills this whole process, output and all, when a child fails.
             options.setdefault("custom_sigquit_handler", signal.SIG_IGN)
         try:
+            verify.require(Feature.BATCH)
             # SGLang reports the handler that it is given as an error; it is none.
             with children.without_log("sglang.srt.entrypoints.engine", "custom SIGQUIT handler"):
                 return sglang.Engine(**options)

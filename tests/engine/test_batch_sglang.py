@@ -235,3 +235,14 @@ def test_death_and_interruption_end_the_command_cleanly(tiny_model_dir, tmp_path
     _, alive = psutil.wait_procs(engine, timeout=5)
     assert alive == []
     assert sorted(os.listdir(tmp_path)) == ["in.parquet", "log"]
+
+
+def test_an_sglang_that_does_not_fit_is_refused_before_anything_starts(tiny_model_dir, tmp_path, monkeypatch):
+    from arctic_sglang.compat import source
+
+    (tmp_path / "_version.py").write_text("__version__ = version = '0.5.17'\n")
+    monkeypatch.setattr(source, "installed_root", lambda: tmp_path)
+    before = children.pids()
+    with pytest.raises(EngineError, match=r"(?s)\(batch\).*TokenizerManager is gone"):
+        batch_sdk.create_engine("sglang", model=tiny_model_dir, task="generate").start()
+    assert children.since(before) == []

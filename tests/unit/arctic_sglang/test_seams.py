@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from arctic_sglang.compat import source
+from arctic_sglang.compat import source, vendor
 from arctic_sglang.compat.apply import load_hook
 from arctic_sglang.compat.seams import HOOKED, SEAMS, Kind
-from arctic_sglang.compat.verify import verify
+from arctic_sglang.compat.verify import SeamError, require, verify
 from arctic_sglang.docs import seams_page
 from arctic_sglang.features import Feature
 
@@ -23,6 +23,19 @@ def test_ids_and_targets_are_unique():
     assert len({s.id for s in SEAMS}) == len(SEAMS)
     hooked = [s.target for s in SEAMS if s.kind in HOOKED]
     assert len(set(hooked)) == len(hooked), "SGLang silently drops a second hook on one target"
+
+
+def test_the_table_has_every_import_of_sglangs_inside():
+    """`vendor` is the only door (test_architecture), so what it names and the table lacks is unlisted."""
+    listed = {s.target for s in SEAMS}
+    assert {f"{module}.{name}" for name, module in vendor._NAMES.items()} <= listed
+
+
+def test_the_batch_engine_refuses_an_sglang_that_it_does_not_fit(monkeypatch, write_tree):
+    root = write_tree({"_version.py": "__version__ = version = '0.5.17'\n"}, name="sglang")
+    monkeypatch.setattr(source, "installed_root", lambda: root)
+    with pytest.raises(SeamError, match=r"(?s)\(batch\).*batch.tokenizer"):
+        require(Feature.BATCH)
 
 
 def test_every_feature_has_its_seams():

@@ -19,7 +19,8 @@ MODULE = """
         limit: int = 3
 
         def __init__(self, size): ...
-        def load(self, path, strict=True): ...
+        def load(self, path, strict=True):
+            self.loaded, self.count = True, 1
 """
 BASE = """
     class Base:
@@ -56,6 +57,7 @@ def texts(seams, root):
         seam("assist", params=("x",)),
         seam("Base", kind=Kind.SUBCLASS, members=("inherited",)),
         seam("Runner", kind=Kind.SUBCLASS, members=("load", "limit", "inherited"), params=("size",)),
+        seam("Runner", kind=Kind.CALL, members=("loaded", "count")),
         seam("coroutine", kind=Kind.AROUND, params=("first",)),
     ],
 )
