@@ -36,11 +36,22 @@ class ArcticConfig:
         },
     )
 
+    swiftkv_min_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "A prefill step of a SwiftKV model with fewer tokens than this goes through all layers for "
+            "all its rows, in one graph; from this size on most rows stop at the cut. Default: 256."
+        },
+    )
+
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(ArcticConfig).items():
             _check_value(name, getattr(self, name), hint)
         if self.cpu_threads_per_rank is not None and self.cpu_threads_per_rank < 1:
             msg = f"{flag_name('cpu_threads_per_rank')} is {self.cpu_threads_per_rank}; it must be at least 1"
+            raise ValueError(msg)
+        if self.swiftkv_min_tokens is not None and self.swiftkv_min_tokens < 0:
+            msg = f"{flag_name('swiftkv_min_tokens')} is {self.swiftkv_min_tokens}; it must be at least 0"
             raise ValueError(msg)
 
     @classmethod

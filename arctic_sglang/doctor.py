@@ -29,6 +29,7 @@ ABOUT = {
     Feature.CPU: "SGLang on a machine without a GPU",
     Feature.POOLING: "embeddings pooled as the checkpoint says",
     Feature.BATCH: "batch jobs over an engine in the same process",
+    Feature.SWIFTKV: "SwiftKV models, which skip half of the prefill",
 }
 
 

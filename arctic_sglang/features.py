@@ -1,10 +1,12 @@
 """What a user can ask for, and what a given start asks for. Pure: no SGLang, no device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError
+from swiftkv.layout import ARCHITECTURES
 
 
 class Feature(StrEnum):
@@ -14,6 +16,7 @@ class Feature(StrEnum):
     CPU = "cpu"  # the runtime for machines without a GPU
     POOLING = "pooling"  # embeddings pooled as the checkpoint says
     BATCH = "batch"  # batch_sdk over an engine in the same process
+    SWIFTKV = "swiftkv"  # models that skip half of the prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +96,23 @@ def requested(config: ArcticConfig, facts: Facts) -> frozenset[Feature]:
     if wanted_pooling(config, facts) is not None:
         features.add(Feature.POOLING)
     return frozenset(features)
+
+
+def wants_swiftkv(config: ArcticConfig, architectures: Sequence[str]) -> bool:
+    """Whether the model that SGLang found is a SwiftKV model.
+
+    Args:
+        config: the flags.
+        architectures: as the checkpoint's config.json names them.
+
+    Raises:
+        ValueError: a SwiftKV flag was given with another model.
+    """
+    found = any(name in ARCHITECTURES.values() for name in architectures)
+    if not found and config.swiftkv_min_tokens is not None:
+        msg = (
+            f"--swiftkv-min-tokens was given, and the model ({', '.join(architectures)}) is no SwiftKV model; "
+            "`python -m swiftkv.convert` makes one of a Llama, Qwen2 or Qwen3"
+        )
+        raise ValueError(msg)
+    return found

@@ -32,12 +32,14 @@ def apply(seams: Iterable[Seam], role: Role) -> None:
     """
     todo = [
         seam for seam in seams
-        if seam.kind in HOOKED | {Kind.SET} and role in seam.roles and seam.id not in _applied
+        if seam.kind in HOOKED | {Kind.SET, Kind.REGISTER} and role in seam.roles and seam.id not in _applied
     ]  # fmt: skip
     for seam in todo:
         if seam.kind is Kind.SET:
             owner, name = _owner(seam.target)
             setattr(owner, name, load_hook(seam))
+        elif seam.kind is Kind.REGISTER:
+            load_hook(seam)()  # raises what goes wrong itself
         else:
             _register(seam)
     if any(seam.kind in HOOKED for seam in todo):

@@ -18,10 +18,12 @@ from arctic_sglang.compat.seams import SEAMS, Role, seams_of
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError, read_pooling
-from arctic_sglang.features import Facts, Feature, requested, wanted_pooling
+from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
+from swiftkv import limits
 
 logger = logging.getLogger(__name__)
 
+SWIFTKV_MIN_TOKENS = 256  # docs/LOG.md has what it was chosen by
 _POOLING_FILES = ["modules.json", "sentence_bert_config.json", "*_Pooling/config.json", "config.json"]
 
 
@@ -72,12 +74,18 @@ class ArcticServerArgs(_WithFlags):
         threads = _cpu_threads(self, config) if Feature.CPU in features else None
         cores = None if threads is None else defaults.cores_of_ranks(_core_count(), self.tp_size, threads)
         decision = Decision(config, tuple(sorted(features)), wanted_pooling(config, facts), threads, cores)
-        verify.judge(verify.verify(SEAMS, source.installed_root()), features | {Feature.FLAGS})
+        problems = verify.verify(SEAMS, source.installed_root())
+        verify.judge(problems, features | {Feature.FLAGS})
         if threads is not None:
             _set_cpu_defaults(self, threads)
         if decision.pooling is not None:
             _set_pooling_defaults(self, decision.pooling)
         super().__post_init__()
+        # Only now has SGLang read the model's config.
+        if wants_swiftkv(config, self.get_model_config().hf_config.architectures or ()):
+            verify.judge([p for p in problems if p.feature is Feature.SWIFTKV], frozenset({Feature.SWIFTKV}))
+            _set_swiftkv(self)
+            decision = dataclasses.replace(decision, features=(*decision.features, Feature.SWIFTKV))
         self._arctic = decision
         _activate(decision)
 
@@ -160,3 +168,22 @@ def _set_pooling_defaults(args: Any, pooling: PoolingSpec) -> None:
         # prefix's keys and values depend on what follows it.
         args.disable_radix_cache = True
         args.chunked_prefill_size = -1
+
+
+def _set_swiftkv(args: Any) -> None:
+    """Refuses what a SwiftKV model is not served with, and fixes from which size on a prefill is cut.
+
+    Raises:
+        ValueError: with every refused setting.
+    """
+    prefill, decode = args.get_attention_backends()
+    graph = args.cuda_graph_config.prefill.backend
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
+    settings |= {"prefill_backend": prefill, "decode_backend": decode, "prefill_graph": graph}
+    refused = limits.refusals(settings)
+    if refused:
+        listed = "\n".join(f"  - {text}" for text in refused)
+        msg = f"this SwiftKV model is not served with:\n{listed}\nLeave these out, or serve its base model."
+        raise ValueError(msg)
+    tokens = limits.min_tokens(args.swiftkv_min_tokens, SWIFTKV_MIN_TOKENS, graph)
+    args.override("arctic-sglang", swiftkv_min_tokens=tokens)
