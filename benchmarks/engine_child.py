@@ -1,0 +1,155 @@
+"""An SGLang engine in a process of its own, told what to generate over a pipe. Run by other benchmarks.
+
+The child keeps its standard output for itself before SGLang is imported: whatever SGLang and its processes
+print goes to the log, and the pipe carries one line of JSON for each question and answer.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+ABOUT = (
+    "device", "dtype", "quantization", "kv_cache_dtype", "attention_backend", "prefill_attention_backend",
+    "decode_attention_backend", "sampling_backend", "tp_size", "page_size", "chunked_prefill_size",
+    "max_prefill_tokens", "max_running_requests", "mem_fraction_static", "disable_radix_cache",
+    "disable_overlap_schedule",
+)  # fmt: skip
+
+
+class Child:
+    """The asking side.
+
+    Args:
+        model: folder with the config.json.
+        options: keywords of `sglang.Engine`.
+        plugins: value of SGLANG_PLUGINS: "arctic", or a name that does not exist, which means none.
+        log: file that gets everything SGLang prints.
+        limit: seconds that one answer may take, the start included; the child is ended after that.
+
+    Raises:
+        RuntimeError: the engine did not start.
+    """
+
+    def __init__(
+        self, model: Path, options: dict[str, Any], plugins: str, log: Path, limit: float = 600
+    ) -> None:
+        self.log, self.limit = log, limit
+        started = time.perf_counter()
+        with log.open("w", encoding="utf-8") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(model), json.dumps(options)],
+                env={**os.environ, "SGLANG_PLUGINS": plugins},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+        self.about = self._answer()
+        self.about["startup_seconds"] = round(time.perf_counter() - started, 2)
+
+    def fell_back(self) -> bool:
+        """Whether SGLang had no implementation of the model and took transformers' own, which is slower."""
+        return "falling back to Transformers" in self.log.read_text(encoding="utf-8", errors="replace")
+
+    def seconds(self, requests: int, tokens_in: int, tokens_out: int) -> float:
+        """Time of one batch of random prompts, from the call to the last token of the last request."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps([requests, tokens_in, tokens_out]) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self._fail()
+        return self._answer()["seconds"]
+
+    def close(self) -> None:
+        """Ends the engine, and whatever of it is left; waits, so that the GPU is free afterwards."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.stdin.close()
+            self.process.wait(60)
+        self._kill()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        timer = threading.Timer(self.limit, self._kill)
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if not line:
+            self._fail()
+        return json.loads(line)
+
+    def _fail(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)  # its own end says more than ours
+        self._kill()
+        tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
+        message = "\n".join(
+            [f"the engine ended with {self.process.returncode}; the end of {self.log}:", *tail]
+        )
+        raise RuntimeError(message)
+
+    def _kill(self) -> None:
+        """Ends the child's whole process group; waits up to ten seconds until none of it is left."""
+        for _ in range(100):
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                break
+            self.process.poll()
+            time.sleep(0.1)
+        self.process.wait()
+
+
+def about(engine: Any) -> dict[str, Any]:
+    """What an engine says of itself: its memory and the settings that decide its speed."""
+    info = engine.get_server_info()
+    state = info["internal_states"][0]
+    graphs = state.get("cuda_graph_config") or {}
+    return {
+        "arguments": type(engine.server_args).__name__,
+        "memory_gib_of_first_rank": state.get("memory_usage"),
+        "max_total_num_tokens": info.get("max_total_num_tokens"),
+        "cuda_graphs": {
+            phase: {name: graph.get(name) for name in ("backend", "max_bs")}
+            for phase, graph in graphs.items()
+        },
+        "settings": {name: state.get(name, info.get(name)) for name in ABOUT},
+    }
+
+
+def serve(model: str, options: dict[str, Any], channel: TextIO) -> None:
+    """The answering side: one engine; a batch a line, until the pipe closes."""
+    import sglang
+
+    engine = sglang.Engine(
+        model_path=model, load_format="dummy", skip_tokenizer_init=True, disable_radix_cache=True, **options
+    )
+    vocab = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
+    draw = random.Random(0)
+    print(json.dumps(about(engine), default=str), file=channel, flush=True)
+    for line in sys.stdin:
+        requests, tokens_in, tokens_out = json.loads(line)
+        ids = [[draw.randrange(3, vocab) for _ in range(tokens_in)] for _ in range(requests)]
+        sampling = {"temperature": 0, "max_new_tokens": tokens_out, "ignore_eos": True}
+        started = time.perf_counter()
+        answers = engine.generate(input_ids=ids, sampling_params=sampling)
+        seconds = time.perf_counter() - started
+        lengths = {answer["meta_info"]["completion_tokens"] for answer in answers}
+        if lengths != {tokens_out}:
+            message = f"{tokens_out} tokens were asked for, and there are answers of {sorted(lengths)}"
+            raise RuntimeError(message)
+        print(json.dumps({"seconds": seconds}), file=channel, flush=True)
+    engine.shutdown()
+
+
+if __name__ == "__main__":
+    pipe = os.fdopen(os.dup(1), "w")  # not inherited by SGLang's processes, so the pipe ends with this one
+    os.dup2(2, 1)
+    serve(sys.argv[1], json.loads(sys.argv[2]), pipe)

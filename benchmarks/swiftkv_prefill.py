@@ -1,0 +1,319 @@
+"""Claim: SwiftKV against stock SGLang, same GPU, same session: prefill, time to first token, decode, a mix.
+
+Two engines of one model shape, one after the other on the same GPUs: `stock` is the plain model in an
+SGLang that loads no plugin, `swiftkv` the same sizes as a SwiftKV model with this plugin. Weights are dummies,
+token ids random, the radix cache is off, all else SGLang's defaults, so that each may use the whole GPU.
+
+    python benchmarks/swiftkv_prefill.py                                      # Llama-3.1-8B, cut 16, one GPU
+    python benchmarks/swiftkv_prefill.py --quantization fp8
+    python benchmarks/swiftkv_prefill.py --shape llama-3.1-70b --quantization fp8 --tp-size 4
+    python benchmarks/swiftkv_prefill.py --shape toy --prefill-requests 4     # any machine, to see that it runs
+
+Workloads: `ttft N` is one prompt of N tokens and one token out. `prefill` is a batch of prompts of 8192, one
+token out each. `decode N` is the time per output token of N requests at once: 257 tokens out less 1
+token out, over 256, so that prefill is not in it. `mix` is 256 requests of 2000 tokens in and 250 out.
+
+Each workload is run once before it is measured (prefill and mix with fewer requests, decode with fewer tokens),
+then repeated: ttft and decode `--repeats` times (5), prefill and mix `--long-repeats` times (3), and the medians
+are compared. On one H200 that is 2 to 3 minutes an arm for the 8B shape, its start included.
+
+On a machine without a GPU stock SGLang does not start; there both arms run with the plugin (toy only).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+from engine_child import Child
+from shapes import MODELS
+
+from swiftkv.cost import prefill_flops, prefill_limit
+from swiftkv.layout import Layout
+
+ARMS = ("stock", "swiftkv")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one measurement asks for.
+
+    Attributes:
+        kind: "ttft", "prefill", "decode" or "mix".
+        requests: prompts of a batch.
+        tokens_in: tokens of a prompt.
+        tokens_out: tokens of an answer.
+        warm_up: requests and tokens out of the first, unmeasured run.
+    """
+
+    kind: str
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    warm_up: tuple[int, int]
+
+    @property
+    def unit(self) -> str:
+        """The unit of the figure."""
+        return {"ttft": "ms", "prefill": "tokens/s", "decode": "ms/token", "mix": "s"}[self.kind]
+
+    def figure(self, child: Child) -> float:
+        """Runs it once."""
+        seconds = child.seconds(self.requests, self.tokens_in, self.tokens_out)
+        if self.kind == "prefill":
+            return self.requests * self.tokens_in / seconds
+        if self.kind == "decode":
+            first = child.seconds(self.requests, self.tokens_in, 1)
+            return 1000 * (seconds - first) / (self.tokens_out - 1)
+        return 1000 * seconds if self.kind == "ttft" else seconds
+
+
+def workloads(toy: bool, prefill_requests: int) -> dict[str, Workload]:
+    """All workloads by name, of the sizes above or of toy ones."""
+    prompts, decodes = ((128, 512), (1, 4)) if toy else ((128, 512, 2048, 8192), (1, 64, 256))
+    tokens_out = 17 if toy else 257
+    found = {f"ttft {tokens}": Workload("ttft", 1, tokens, 1, (1, 1)) for tokens in prompts}
+    long = prompts[-1]
+    found["prefill"] = Workload("prefill", prefill_requests, long, 1, (min(8, prefill_requests), 1))
+    for requests in decodes:
+        found[f"decode {requests}"] = Workload(
+            "decode", requests, 32 if toy else 128, tokens_out, (requests, 17)
+        )
+    found["mix"] = Workload("mix", 8, 64, 16, (4, 16)) if toy else Workload("mix", 256, 2000, 250, (64, 32))
+    return found
+
+
+# What SwiftKV was asked to reach with half of a model's layers below the cut, as ratios over 1.
+BARS = {
+    "prefill": (1.88, "tokens/s at least 1.88 times stock's"),
+    "ttft 8192": (1 / 0.55, "at most 0.55 of stock's time"),
+    "mix": (1.48, "stock's time at least 1.48 times this"),
+    "decode 1": (1 / 1.01, "at most 1.01 of stock's time per token"),
+    "decode 64": (1 / 1.01, "at most 1.01 of stock's time per token"),
+    "decode 256": (1 / 1.01, "at most 1.01 of stock's time per token"),
+}
+
+
+def measure(
+    child: Child, chosen: dict[str, Workload], repeats: int, long_repeats: int, rows: dict[str, Any]
+) -> None:
+    """Runs the workloads on one engine; fills `rows` and prints each median as it comes."""
+    for name, load in chosen.items():
+        child.seconds(load.warm_up[0], load.tokens_in, load.warm_up[1])
+        times = long_repeats if load.kind in ("prefill", "mix") else repeats
+        rows[name] = common.summary([load.figure(child) for _ in range(times)])
+        if load.kind == "mix":
+            tokens = load.requests * (load.tokens_in + load.tokens_out)
+            rows[name]["tokens_per_second"] = round(tokens / rows[name]["median"], 1)
+        print(f"  {name}: {rows[name]['median']:,.2f} {load.unit}", flush=True)
+
+
+def limits(
+    shape_name: str, layout: Layout, chosen: dict[str, Workload], stock: dict[str, Any]
+) -> dict[str, float]:
+    """The ratios that the count of operations allows; nothing is said of what it cannot tell.
+
+    The mix's limit is an estimate: of stock's time the prefill's part, taken at the operations a second that
+    stock reached in `prefill`, shrinks as far as it can, and all else stays.
+    """
+    shape = MODELS[shape_name].shape
+    found = {
+        name: prefill_limit(shape, load.tokens_in, layout)
+        for name, load in chosen.items()
+        if load.kind in ("ttft", "prefill")
+    }
+    if {"mix", "prefill"} <= chosen.keys() and {"mix", "prefill"} <= stock.keys():
+        mix, prefill = chosen["mix"], chosen["prefill"]
+        rate = stock["prefill"]["median"] / prefill.tokens_in * prefill_flops(shape, prefill.tokens_in)
+        part = mix.requests * prefill_flops(shape, mix.tokens_in) / rate
+        whole = stock["mix"]["median"]
+        if part < whole:
+            found["mix"] = whole / (whole - part * (1 - 1 / prefill_limit(shape, mix.tokens_in, layout)))
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def compare(
+    arms: dict[str, Any], chosen: dict[str, Workload], limit: dict[str, float], bars: bool
+) -> dict[str, dict[str, Any]]:
+    """For each workload: both medians, the ratio (over 1: SwiftKV is better), its limit and its bar."""
+    table = {}
+    for name, load in chosen.items():
+        medians = {
+            arm: arms[arm]["workloads"][name]["median"] for arm in arms if name in arms[arm]["workloads"]
+        }
+        row: dict[str, Any] = {"unit": load.unit, **medians, "limit": limit.get(name)}
+        if len(medians) == len(ARMS):
+            better = medians["swiftkv"] / medians["stock"]
+            row["ratio"] = round(better if load.kind == "prefill" else 1 / better, 4)
+            if bars and name in BARS:
+                least, words = BARS[name]
+                row["bar"] = {
+                    "ratio_at_least": round(least, 4),
+                    "stated": words,
+                    "met": row["ratio"] >= least,
+                }
+        table[name] = row
+    return table
+
+
+def show(table: dict[str, dict[str, Any]]) -> str:
+    """The comparison as text."""
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    form = "{:<12}{:>10}{:>12}{:>12}{:>9}{:>9}{:>9}  {}"
+    lines = [form.format("workload", "unit", "stock", "swiftkv", "ratio", "limit", "bar", "ok?")]
+    for name, row in table.items():
+        bar = row.get("bar", {})
+        lines.append(
+            form.format(
+                name, row["unit"], number(row.get("stock"), ",.2f"), number(row.get("swiftkv"), ",.2f"),
+                number(row.get("ratio"), ".3f"), number(row["limit"], ".3f"),
+                number(bar.get("ratio_at_least"), ".3f"), {True: "yes", False: "NO"}.get(bar.get("met"), ""),
+            ).rstrip()
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def run_arm(arm: str, args: argparse.Namespace, chosen: dict[str, Workload], folder: Path) -> dict[str, Any]:
+    """One engine's life; if it fails, what was measured until then and the message are kept."""
+    model = MODELS[args.shape]
+    layout = model.layout(args.cut, args.group_size)
+    options = engine_options(args, arm)
+    folder = folder / arm
+    folder.mkdir()
+    config = model.config if arm == "stock" else model.swiftkv_config(layout)
+    (folder / "config.json").write_text(json.dumps(config))
+    bare = arm == "stock" and not common.hardware().startswith("CPU")
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / f"{args.name}.{arm}.log"
+    print(f"{arm}: starting, {log}", flush=True)
+    child = None
+    found: dict[str, Any] = {"architecture": config["architectures"][0], "options": options, "workloads": {}}
+    try:
+        # An empty list of plugins means "all" to SGLang; a name that does not exist means none.
+        child = Child(folder, options, "none" if bare else "arctic", log, args.limit_s)
+        found.update(child.about)
+        expected = "ServerArgs" if bare else "ArcticServerArgs"
+        if found["arguments"] != expected:
+            message = f"the {arm} engine has {found['arguments']}, not {expected}: is the plugin installed?"
+            raise RuntimeError(message)
+        if child.fell_back():
+            message = f"SGLang has no implementation of {found['architecture']}"
+            raise RuntimeError(message)
+        measure(child, chosen, args.repeats, args.long_repeats, found["workloads"])
+    except RuntimeError as error:
+        found["error"] = str(error).splitlines()[-1]
+        print(f"{arm} failed: {error}", file=sys.stderr)
+    finally:
+        if child is not None:
+            child.close()
+    if "error" not in found and not args.keep_logs:
+        log.unlink()
+    return found
+
+
+def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:
+    """Keywords of `sglang.Engine` for one arm, those that were asked for."""
+    named = {
+        "quantization": args.quantization, "attention_backend": args.attention_backend,
+        "kv_cache_dtype": args.kv_cache_dtype, "tp_size": args.tp_size if args.tp_size > 1 else None,
+    }  # fmt: skip
+    given = dict([*args.engine_option, *(args.swiftkv_option if arm == "swiftkv" else [])])
+    return {**{name: value for name, value in named.items() if value is not None}, **given}
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """Reads KEY=VALUE, the value as JSON where it is JSON, else as it stands."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        message = f"{text!r} is not KEY=VALUE"
+        raise argparse.ArgumentTypeError(message)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def choose(names: list[str] | None, known: dict[str, Workload]) -> dict[str, Workload]:
+    """The workloads of these names or kinds, in the order of the table; all of them for None.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    for name in names or ():
+        if name not in known and name not in {load.kind for load in known.values()}:
+            message = f"no workload {name!r}; there are {', '.join(map(repr, known))}"
+            raise ValueError(message)
+    return {key: load for key, load in known.items() if not names or key in names or load.kind in names}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line, with the defaults that depend on other options filled in."""
+    options = common.parser(__doc__)
+    options.add_argument("--shape", choices=MODELS, default="llama-3.1-8b")
+    options.add_argument("--cut", type=int, help="first upper layer (the shape's own)")
+    options.add_argument("--group-size", type=int, default=1, help="upper layers that share keys and values")
+    options.add_argument("--quantization", help="of both arms: fp8")
+    options.add_argument("--tp-size", type=int, default=1)
+    options.add_argument("--attention-backend")
+    options.add_argument("--kv-cache-dtype")
+    extra = {"type": key_value, "action": "append", "default": [], "metavar": "KEY=VALUE"}
+    options.add_argument(
+        "--engine-option", **extra, help="another Engine keyword for both arms; again for more"
+    )
+    options.add_argument("--swiftkv-option", **extra, help="the same for the swiftkv arm alone")
+    options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    options.add_argument("--workloads", nargs="+", metavar="NAME", help='names or kinds: "ttft 8192" decode')
+    options.add_argument("--prefill-requests", type=int, default=32, help="prompts of the prefill workload")
+    options.add_argument("--repeats", type=int, default=5, help="of ttft and decode")
+    options.add_argument("--long-repeats", type=int, default=3, help="of prefill and mix")
+    options.add_argument("--limit-s", type=float, default=600, help="seconds for one answer or start")
+    options.add_argument("--keep-logs", action="store_true", help="keep the logs of engines that went well")
+    options.add_argument("--name", help="of the JSON; default swiftkv_<shape>[_fp8][_tp4]")
+    args = options.parse_args(argv)
+    if args.name is None:
+        parts = [
+            f"swiftkv_{args.shape}",
+            args.quantization,
+            f"tp{args.tp_size}" if args.tp_size > 1 else None,
+        ]
+        args.name = "_".join(part for part in parts if part)
+    return args
+
+
+def main() -> int:
+    """Runs the arms, writes the JSON, prints the table; 1 if an arm failed."""
+    args = parse()
+    model = MODELS[args.shape]
+    layout = model.layout(args.cut, args.group_size)
+    chosen = choose(args.workloads, workloads(args.shape == "toy", args.prefill_requests))
+    content: dict[str, Any] = {
+        "shape": args.shape, "layers": layout.layers, "cut": layout.cut, "group_size": layout.group_size,
+        "weights": "dummy", "ratio": "over 1: SwiftKV is better; limit: by the count of operations",
+        "sizes": {name: [load.requests, load.tokens_in, load.tokens_out] for name, load in chosen.items()},
+        "table": {}, "arms": {},
+    }  # fmt: skip
+    arms = content["arms"]
+    half = args.shape != "toy" and 2 * layout.cut == layout.layers
+    with tempfile.TemporaryDirectory() as folder:
+        for arm in args.arms:
+            arms[arm] = run_arm(arm, args, chosen, Path(folder))
+            stock = arms["stock"]["workloads"] if "stock" in arms else {}
+            limit = limits(args.shape, layout, chosen, stock)
+            content["table"] = compare(arms, chosen, limit, bars=half)
+            # written after every arm, so that an end from outside leaves what was measured
+            partial = {**common.header(args.commit), **content}
+            (args.out / f"{args.name}.json").write_text(json.dumps(partial, indent=2) + "\n")
+    common.write(args.name, content, args.out, args.commit)
+    print(show(content["table"]))
+    return 1 if any("error" in found for found in arms.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

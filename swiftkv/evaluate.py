@@ -1,0 +1,165 @@
+"""How close a SwiftKV model is to its base on held-out rows: `python -m swiftkv.evaluate --help`.
+
+Both come from the one folder. Exit codes: 0 done, 2 the request makes no sense.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+from swiftkv.checkpoint import Checkpoint
+from swiftkv.data import Table
+from swiftkv.distillation import Distillation, load
+from swiftkv.encoding import Encoder, Kind, Rows
+from swiftkv.errors import SwiftKVError
+from swiftkv.measure import Continuations, Distance, continuations, distance_sums
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class _Some:
+    """The first rows of a table."""
+
+    def __init__(self, rows: Rows, limit: int | None) -> None:
+        self.rows, self.limit = rows, limit
+        self.files, self.kind, self.columns = rows.files, rows.kind, rows.columns
+
+    def __iter__(self) -> Any:
+        return islice(iter(self.rows), self.limit)
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    sequence_length: int | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int = 48,
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """Measures a SwiftKV model against its base.
+
+    Args:
+        model: the SwiftKV folder, or a name of the hub.
+        data: held-out rows, as for distillation.
+        teacher: the base, if the folder does not hold its projections.
+        column: the column of the text.
+        limit: only the first so many rows.
+        sequence_length: rows are cut to this; default: the model's positions, at most 8,192.
+        batch_size: sequences, or prompts, at a time.
+        max_new_tokens: of a continuation; 0 for none.
+        dtype: a name of `DTYPES`, or "auto": bfloat16 on a GPU, else float32.
+
+    Returns:
+        What the JSON file says.
+
+    Raises:
+        SwiftKVError: the request makes no sense.
+    """
+    source = Checkpoint.open(model)
+    rows = _Some(Rows.open(data, column), limit)
+    longest = min(8192, source.config.get("max_position_embeddings") or 8192)
+    length = min(sequence_length or longest, longest)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = DTYPES.get(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder)
+    both = load(source, kind, teacher=Checkpoint.open(teacher) if teacher else None).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table.make(rows, tokenizer, length, Path(folder) / "rows", progress=_bar("tokenise", "row"))
+        sums = distance_sums(Distillation(both), table, length, batch_size, device)
+        report = str(table.report)
+    result = {
+        "model": str(model), "data": str(data), "rows": report, "dtype": str(kind).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **Distance.of(sums).to_dict(),
+    }  # fmt: skip
+    if rows.kind is not Kind.TEXT and max_new_tokens:
+        prompts = _prompts(rows, Encoder(tokenizer), length - max_new_tokens)
+        found = continuations(both, tokenizer, prompts, max_new_tokens, batch_size)
+        result["continuations"] = {"max_new_tokens": max_new_tokens, **found.to_dict()}
+    return result
+
+
+def _bar(text: str, unit: str) -> Any:
+    return lambda items: tqdm(items, desc=text, unit=unit, disable=None)
+
+
+def _prompts(rows: _Some, encoder: Encoder, longest: int) -> list[np.ndarray]:
+    """Each chat up to its last answer, where there is room for one."""
+    prompts = (encoder.prompt(row) for row in rows if row is not None)
+    return [prompt for prompt in prompts if prompt is not None and len(prompt) <= longest]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        ("tokens that count", f"{result['tokens']:,}"),
+        ("perplexity of the base", f"{result['base_perplexity']:.4f}"),
+        ("perplexity of SwiftKV", f"{result['swiftkv_perplexity']:.4f}  ({result['ratio'] - 1:+.2%})"),
+        ("same next token", f"{result['equal_next_token']:.2%}"),
+    ]
+    if found := result.get("continuations"):
+        lines += [
+            ("prompts continued", f"{found['prompts']:,}, {found['max_new_tokens']} tokens at most"),
+            ("same continuation", f"{found['equal']:.2%}"),
+            ("same tokens until they differ", f"{found['equal_tokens']:.2%}"),
+        ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m swiftkv.evaluate",
+        description="Compare a SwiftKV model with its base on held-out rows.",
+    )
+    parser.add_argument("--model", required=True, help="SwiftKV folder or hub name")
+    parser.add_argument("--teacher", help="the base, if the folder does not hold its projections")
+    parser.add_argument("--data", required=True, help=".parquet or .jsonl: a file, a folder or a glob")
+    parser.add_argument("--column", help="the column of the text")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--sequence-length", type=int, metavar="N", help="cut rows to N tokens")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="at a time (%(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=48, metavar="N",
+        help="of a continuation; 0 for none (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES], help="(%(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    args = vars(build_parser().parse_args(argv))
+    out = args.pop("out")
+    try:
+        for name, least in (("limit", 1), ("sequence_length", 2), ("batch_size", 1), ("max_new_tokens", 0)):
+            if args[name] is not None and args[name] < least:
+                raise SwiftKVError(f"--{name.replace('_', '-')} is {args[name]}; it must be {least} or more")
+        result = evaluate(args.pop("model"), args.pop("data"), **args)
+        if out is not None:
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except SwiftKVError as error:
+        print(f"swiftkv.evaluate: error: {error}", file=sys.stderr)
+        return 2
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What a distillation run can be told, with the defaults of the published recipes."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swiftkv.errors import SwiftKVError
+
+DECAYS = ("cosine", "linear")
+DTYPES = ("auto", "bfloat16", "float32")
+# What may differ between the parts of a resumed run: none of it changes what is learned.
+FREE = frozenset({"save_every", "heldout", "evaluate_every", "link"})
+
+
+def _option(default: Any, kind: type, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"type": kind, "help": text, **more})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run. Each field is a flag of `python -m swiftkv.distill`; its help says what it means.
+
+    Raises:
+        SwiftKVError: a value makes no sense.
+    """
+
+    model: str = field(metadata={"type": str, "help": "SwiftKV folder, as swiftkv.convert writes it"})
+    data: str = field(metadata={"type": str, "help": ".parquet or .jsonl: a file, a folder or a glob"})
+    out: str = field(metadata={"type": str, "help": "folder to write"})
+    teacher: str | None = _option(None, str, "the base, if the folder does not hold its projections")
+    column: str | None = _option(None, str, "the column of the text (messages, prompt and response, or text)")
+    sequence_length: int = _option(
+        8192, int, "tokens of a sequence; rows are packed into it, longer ones cut"
+    )
+    batch_size: int = _option(1, int, "sequences per device and pass")
+    gradient_accumulation: int = _option(1, int, "passes per optimiser step")
+    learning_rate: float = _option(2e-4, float, "the highest")
+    warmup_ratio: float = _option(0.05, float, "share of the run in which it rises")
+    decay: str = _option("cosine", str, "how it falls to zero after that", choices=DECAYS)
+    epochs: int = _option(1, int, "passes over the data at most")
+    max_steps: int | None = _option(None, int, "optimiser steps at most")
+    minutes: float | None = _option(None, float, "minutes of training at most; the learning rate follows")
+    temperature: float = _option(2.0, float, "of the KL divergence")
+    hidden_weight: float = _option(1.0, float, "of the distance of hidden states, beside the KL divergence")
+    weight_decay: float = _option(0.0, float, "AdamW's")
+    clip_norm: float = _option(1.0, float, "largest norm of the gradients")
+    gradient_checkpointing: bool = _option(False, bool, "less memory, more time")
+    dtype: str = _option("auto", str, "to compute in; auto: bfloat16 on a GPU, else float32", choices=DTYPES)
+    seed: int = _option(0, int, "of the rows' order")
+    save_every: int | None = _option(None, int, "steps between savings that --resume goes on from")
+    heldout: str | None = _option(None, str, "rows to measure on, at the start and the end")
+    evaluate_every: int | None = _option(None, int, "and every so many steps")
+    link: bool = _option(False, bool, "link to the model's files by relative symbolic links, do not copy")
+
+    def __post_init__(self) -> None:
+        for name in (
+            "sequence_length", "batch_size", "gradient_accumulation", "epochs", "max_steps", "save_every",
+            "evaluate_every",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SwiftKVError(f"{_flag(name)} is {value}; it must be 1 or more")
+        for name in ("learning_rate", "temperature", "clip_norm", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise SwiftKVError(f"{_flag(name)} is {value}; it must be above 0")
+        for name in ("hidden_weight", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SwiftKVError(f"{_flag(name)} is {getattr(self, name)}; it must not be below 0")
+        if self.seed < 0:
+            raise SwiftKVError(f"--seed is {self.seed}; it must not be below 0")
+        if not 0 <= self.warmup_ratio < 1:
+            raise SwiftKVError(f"--warmup-ratio is {self.warmup_ratio}; it must be from 0 to below 1")
+        for name, known in (("decay", DECAYS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise SwiftKVError(f"{_flag(name)} is {getattr(self, name)}; it must be {' or '.join(known)}")
+        if self.sequence_length < 2:
+            raise SwiftKVError("--sequence-length is 1; a token needs one before it to be predicted")
+        if self.evaluate_every and not self.heldout:
+            raise SwiftKVError("--evaluate-every without --heldout: name the rows to measure on")
+
+    @property
+    def work(self) -> Path:
+        """Where the run keeps its tokens and what it needs to go on: a folder beside `out`."""
+        out = Path(self.out)
+        return out.with_name(f"{out.name}.resume")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return dataclasses.asdict(self)
+
+    def check_same(self, other: dict[str, Any]) -> None:
+        """Refuses to go on with a run of other settings.
+
+        Args:
+            other: the fields that the run was begun with.
+
+        Raises:
+            SwiftKVError: a setting that matters differs; the message names each.
+        """
+        now = self.to_dict()
+        changed = [
+            f"{_flag(name)} was {other.get(name)} and is {now[name]}"
+            for name in now
+            if name not in FREE and other.get(name) != now[name]
+        ]
+        if changed:
+            raise SwiftKVError(f"the run was begun with other settings: {'; '.join(changed)}")
+
+    def rate(self, progress: float) -> float:
+        """The learning rate when this share of the run, from 0 to 1, is done."""
+        if progress < self.warmup_ratio:
+            return self.learning_rate * progress / self.warmup_ratio
+        left = max(0.0, 1.0 - progress) / (1.0 - self.warmup_ratio)
+        share = left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+        return self.learning_rate * share
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,123 @@
+"""SwiftKV on a GPU: the kernel against its twin in torch, servers against the twin in transformers."""
+
+import itertools
+
+import pytest
+import torch
+
+from swiftkv.kv_write import Rotation, Slots, rotate, rotate_and_store
+from tests.engine.servers import running_server
+from tests.swiftkv_cases import compare, flush, generate, make_model, prompts
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = {
+    "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "head_dim": 64, "num_hidden_layers": 8, "max_position_embeddings": 2048,
+}  # fmt: skip
+LENGTHS = (1, 2, 7, 63, 64, 65, 127, 128, 129, 300, 700)
+SERVERS = {  # flags: the largest and the mean difference of a log-probability from the twin in float32
+    "float32": (["--attention-backend", "triton", "--dtype", "float32"], 2e-2, 2e-3),
+    "fa3": (["--attention-backend", "fa3"], 0.5, 0.03),
+    "flashinfer": (["--attention-backend", "flashinfer"], 0.5, 0.03),
+    "triton": (["--attention-backend", "triton"], 0.5, 0.03),
+    "fa3-full-graph": (["--attention-backend", "fa3", "--cuda-graph-backend-prefill", "full"], 0.5, 0.03),
+    "fa3-no-graph": (["--attention-backend", "fa3", "--cuda-graph-backend-prefill", "disabled"], 0.5, 0.03),
+    "fa3-fp8-cache": (["--attention-backend", "fa3", "--kv-cache-dtype", "fp8_e4m3"], 2.0, 0.15),
+    "triton-fp8-cache": (["--attention-backend", "triton", "--kv-cache-dtype", "fp8_e4m3"], 2.0, 0.15),
+    "fa3-fp8-weights": (["--attention-backend", "fa3", "--quantization", "fp8"], 2.0, 0.15),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("cached", "scaled"), [(None, False), (torch.float8_e4m3fn, False), (torch.float8_e4m3fn, True)]
+)
+def test_kernel_equals_its_twin(dtype, cached, scaled):
+    if cached is not None and dtype == torch.float32:
+        pytest.skip("no model keeps an fp8 cache beside float32 activations")
+    cached = cached or dtype
+    shapes = itertools.product((1, 3, 257), (1, 3), (1, 2, 5), (64, 80, 128), (1.0, 0.5), (True, False))
+    for tokens, groups, heads, head_dim, part, neox in shapes:
+        generator = torch.Generator("cuda").manual_seed(tokens * head_dim + heads)
+        table = torch.randn(50, int(head_dim * part), device="cuda", generator=generator)
+        pairs = torch.randn(
+            tokens, groups, 2, heads * head_dim, device="cuda", dtype=dtype, generator=generator
+        )
+        positions = torch.randint(0, 50, (tokens,), device="cuda", generator=generator)
+        slots = torch.randperm(300, device="cuda", generator=generator)[:tokens]
+        buffers = [
+            [torch.zeros(300, heads, head_dim, device="cuda", dtype=cached) for _ in range(groups)]
+            for _ in range(2)
+        ]
+        pointers = [
+            torch.tensor([b.data_ptr() for b in kind], dtype=torch.uint64, device="cuda") for kind in buffers
+        ]
+        scales = torch.rand(groups, 2, device="cuda", generator=generator) + 0.5 if scaled else None
+        rotation = Rotation(table, neox, head_dim)
+        wanted_keys = rotate(pairs[:, :, 0].unflatten(-1, (heads, head_dim)), positions, rotation)
+        wanted_values = pairs[:, :, 1].unflatten(-1, (heads, head_dim)).clone()
+        rotate_and_store(
+            pairs, positions, slots, rotation, Slots(*pointers, cached, scales), keep_keys=tokens != 3
+        )
+        if tokens != 3:
+            torch.testing.assert_close(pairs[:, :, 0].unflatten(-1, (heads, head_dim)), wanted_keys)
+        for group in range(groups):
+            for kind, wanted in enumerate((wanted_keys, wanted_values)):
+                expected = wanted[:, group]
+                if scaled:
+                    expected = (expected.float() * scales[group, kind]).to(dtype)
+                found = buffers[kind][group][slots].float()
+                # One step of fp8 is an eighth of the value; a rounding may fall to either side.
+                rtol = 0.13 if cached == torch.float8_e4m3fn else 1e-2
+                torch.testing.assert_close(found, expected.to(cached).float(), rtol=rtol, atol=2e-3)
+            untouched = torch.ones(300, dtype=torch.bool, device="cuda")
+            untouched[slots] = False
+            assert not buffers[0][group].float()[untouched].any()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_served_equals_the_twin(name, tmp_path):
+    flags, most, mean = SERVERS[name]
+    dtype = torch.float32 if name == "float32" else torch.bfloat16
+    twin = make_model(tmp_path, "llama", group_size=2, dtype=dtype, **SHAPE)
+    twin = twin.to(dtype).float().cuda()
+    args = [
+        "--model-path", str(tmp_path), "--skip-tokenizer-init", "--chunked-prefill-size", "128",
+        "--max-total-tokens", "20000", "--mem-fraction-static", "0.2", "--cuda-graph-max-bs-decode", "16", *flags,
+    ]  # fmt: skip
+    if "full" not in name:
+        args += ["--swiftkv-min-tokens", "64"]  # below it everything goes up
+    asked = prompts(*LENGTHS)
+    with running_server(args, tmp_path / "server.log") as server:
+        for fields in ({}, {"logprob_start_len": 0}, {"logprob_start_len": 50}):
+            flush(server.url)
+            answers = generate(server.url, asked, new_tokens=16, return_logprob=True, **fields)
+            found = compare(twin, asked, answers)
+            print(name, fields, found)
+            assert found.output < most
+            assert found.prompt < most
+            assert found.mean < mean
+        extended = [p + a["output_ids"][:3] for p, a in zip(asked, answers, strict=True)]
+        answers = generate(server.url, extended, new_tokens=16, return_logprob=True)
+        assert sum(a["meta_info"]["cached_tokens"] for a in answers) > 1000
+        found = compare(twin, extended, answers)
+        print(name, "after a cached prefix", found)
+        assert found.output < most
+        assert found.mean < mean
+
+
+def test_verify_equals_decode(tmp_path):
+    """n-gram speculation verifies several tokens a step; greedy text is that of one at a time."""
+    make_model(tmp_path, "llama", dtype=torch.float32, **SHAPE)
+    asked = [p * 3 for p in prompts(5, 20, 100, 250)]
+    texts = {}
+    for name, flags in {"plain": [], "ngram": ["--speculative-algorithm", "NGRAM"]}.items():
+        args = [
+            "--model-path", str(tmp_path), "--skip-tokenizer-init", "--dtype", "float32", "--max-total-tokens",
+            "20000", "--mem-fraction-static", "0.2", "--attention-backend", "triton",
+            "--cuda-graph-max-bs-decode", "8", *flags,
+        ]  # fmt: skip
+        with running_server(args, tmp_path / f"{name}.log") as server:
+            texts[name] = [a["output_ids"] for a in generate(server.url, asked, new_tokens=48)]
+    assert texts["ngram"] == texts["plain"]

@@ -1,0 +1,133 @@
+"""SwiftKV models of small random shapes, and a served model beside its twin in transformers.
+
+Shared by the tests on the CPU (`tests/engine/test_swiftkv.py`) and on a GPU (`tests/gpu/test_swiftkv.py`).
+"""
+
+import json
+import re
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import swiftkv.hf
+from swiftkv.config import CONFIGS
+from swiftkv.layout import ARCHITECTURES
+
+VOCABULARY = 512
+
+
+def make_model(
+    folder: Path, family: str, *, group_size: int = 1, dtype: torch.dtype = torch.float32, **shape
+) -> torch.nn.Module:
+    """Saves a random SwiftKV model in a folder and returns its twin."""
+    torch.manual_seed(0)
+    config = CONFIGS[family](
+        **{
+            "num_hidden_layers": 8,
+            "num_key_value_layers": 4,
+            "key_value_group_size": group_size,
+            "hidden_size": 128,
+            "intermediate_size": 192,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 1024,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "architectures": [ARCHITECTURES[family]],
+            **shape,
+        }
+    )
+    model = swiftkv.hf.MODELS[family](config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 1.2 / config.hidden_size**0.5)
+    model.to(dtype).save_pretrained(folder)
+    return model
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Random token ids; never the last, which SGLang reports as 0 in prompt logprobs."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCABULARY - 1, (n,), generator=generator).tolist() for n in lengths]
+
+
+@dataclass
+class Difference:
+    """The largest differences of log-probabilities between served and twin."""
+
+    output: float = 0.0
+    prompt: float = 0.0
+    total: float = 0.0  # sum over all of them
+    outputs: int = 0
+    prompts: int = 0
+    other_tokens: int = 0  # served tokens that the twin would not have chosen
+
+    @property
+    def mean(self) -> float:
+        """The mean difference."""
+        return self.total / max(1, self.outputs + self.prompts)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.outputs} output logprobs differ by up to {self.output:.2e}, {self.prompts} prompt logprobs "
+            f"by up to {self.prompt:.2e}, {self.mean:.2e} on average; {self.other_tokens} tokens are not the twin's"
+        )
+
+
+@torch.no_grad()
+def compare(twin: torch.nn.Module, asked: list[list[int]], answers: list[dict]) -> Difference:
+    """Served answers, with logprobs, against the twin on the whole sequences."""
+    found = Difference()
+    for prompt, answer in zip(asked, answers, strict=True):
+        new = answer["output_ids"]
+        device = next(twin.parameters()).device
+        logits = twin(torch.tensor([prompt + new], device=device)).logits[0].float()
+        logprobs = torch.log_softmax(logits, -1).cpu()
+        meta = answer["meta_info"]
+        for index, (value, token, *_) in enumerate(meta.get("output_token_logprobs") or ()):
+            row = logprobs[len(prompt) - 1 + index]
+            found.output = max(found.output, abs(value - row[token].item()))
+            found.other_tokens += int(row.argmax().item() != token)
+            found.outputs += 1
+        known = [entry for entry in meta.get("input_token_logprobs") or () if entry[0] is not None]
+        first = len(prompt) - len(known)
+        for index, (value, token, *_) in enumerate(known, first):
+            assert token == prompt[index]
+            difference = abs(value - logprobs[index - 1, token].item())
+            found.prompt = max(found.prompt, difference)
+            found.total += difference
+            found.prompts += 1
+    return found
+
+
+def generate(url: str, asked: list[list[int]], new_tokens: int = 8, **fields) -> list[dict]:
+    """One call of SGLang's own endpoint for several prompts."""
+    body = {
+        "input_ids": asked,
+        "sampling_params": {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True},
+        **fields,
+    }
+    request = urllib.request.Request(
+        f"{url}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def flush(url: str) -> None:
+    """Empties the radix cache."""
+    urllib.request.urlopen(urllib.request.Request(f"{url}/flush_cache", method="POST"), timeout=60).read()
+
+
+def prefill_steps(log: str) -> list[tuple[int, int]]:
+    """(requests begun, new tokens) of every prefill step that a server's log tells of."""
+    return [
+        (int(a), int(b)) for a, b in re.findall(r"Prefill batch.*?#new-seq: (\d+), #new-token: (\d+)", log)
+    ]
