@@ -19,7 +19,7 @@ from swiftkv import checkpoint, names
 from swiftkv.checkpoint import Checkpoint
 from swiftkv.config import CONFIGS
 from swiftkv.errors import SwiftKVError
-from swiftkv.layout import Layout
+from swiftkv.layout import ARCHITECTURES, Layout
 from swiftkv.names import Use
 
 
@@ -60,8 +60,7 @@ def convert(
     except ValueError as error:
         raise SwiftKVError(str(error)) from error
     family = base.config["model_type"]
-    architecture = CONFIGS[family].__name__.replace("Config", "ForCausalLM")
-    config |= {"model_type": CONFIGS[family].model_type, "architectures": [architecture]}
+    config |= {"model_type": CONFIGS[family].model_type, "architectures": [ARCHITECTURES[family]]}
     return checkpoint.write(base, initial(base, layout), out, config=config, link=link)
 
 

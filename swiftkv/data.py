@@ -307,6 +307,8 @@ class Order:
 
     def __getitem__(self, step: int) -> list[np.ndarray]:
         """The row numbers of each sequence of a step."""
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of {len(self)}")
         number = int(np.searchsorted(self._ends, step, side="right"))
         if self._epoch[0] != number:
             self._epoch = (number, self._make(number))

@@ -95,6 +95,9 @@ class SwiftKVBody(nn.Module):
         for group, owner in enumerate(owners):
             owner.attn.layer_id = self.layout.cut + group
         head_norm = hasattr(owners[0], "q_norm")
+        for layer in self.layout.upper:  # never loaded; gone before anything takes their place
+            del self.layers[layer].self_attn.qkv_proj
+        torch.cuda.empty_cache()  # does nothing without CUDA
         self.keys_values = UpperKeysValues(
             owners, self.layout, hidden_size=config.hidden_size, bias=bias,
             head_norms=[self._head_norm(config, owner) for owner in owners] if head_norm else None,

@@ -1,13 +1,14 @@
 """SwiftKV on a GPU: the kernel against its twin in torch, servers against the twin in transformers."""
 
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from swiftkv.kv_write import Rotation, Slots, rotate, rotate_and_store
-from tests.engine.servers import running_server
-from tests.swiftkv_cases import compare, flush, generate, make_model, prompts
+from tests.engine.servers import running_engine
+from tests.swiftkv_cases import compare, make_model, prompts
 
 pytestmark = pytest.mark.gpu
 
@@ -16,16 +17,16 @@ SHAPE = {
     "head_dim": 64, "num_hidden_layers": 8, "max_position_embeddings": 2048,
 }  # fmt: skip
 LENGTHS = (1, 2, 7, 63, 64, 65, 127, 128, 129, 300, 700)
-SERVERS = {  # flags: the largest and the mean difference of a log-probability from the twin in float32
-    "float32": (["--attention-backend", "triton", "--dtype", "float32"], 2e-2, 2e-3),
-    "fa3": (["--attention-backend", "fa3"], 0.5, 0.03),
-    "flashinfer": (["--attention-backend", "flashinfer"], 0.5, 0.03),
-    "triton": (["--attention-backend", "triton"], 0.5, 0.03),
-    "fa3-full-graph": (["--attention-backend", "fa3", "--cuda-graph-backend-prefill", "full"], 0.5, 0.03),
-    "fa3-no-graph": (["--attention-backend", "fa3", "--cuda-graph-backend-prefill", "disabled"], 0.5, 0.03),
-    "fa3-fp8-cache": (["--attention-backend", "fa3", "--kv-cache-dtype", "fp8_e4m3"], 2.0, 0.15),
-    "triton-fp8-cache": (["--attention-backend", "triton", "--kv-cache-dtype", "fp8_e4m3"], 2.0, 0.15),
-    "fa3-fp8-weights": (["--attention-backend", "fa3", "--quantization", "fp8"], 2.0, 0.15),
+SERVERS = {  # options: the largest and the mean difference of a log-probability from the twin in float32
+    "float32": ({"attention_backend": "triton", "dtype": "float32"}, 2e-2, 2e-3),
+    "fa3": ({"attention_backend": "fa3"}, 0.5, 0.03),
+    "flashinfer": ({"attention_backend": "flashinfer"}, 0.5, 0.03),
+    "triton": ({"attention_backend": "triton"}, 0.5, 0.03),
+    "fa3-full-graph": ({"attention_backend": "fa3", "cuda_graph_backend_prefill": "full"}, 0.5, 0.03),
+    "fa3-no-graph": ({"attention_backend": "fa3", "cuda_graph_backend_prefill": "disabled"}, 0.5, 0.03),
+    "fa3-fp8-cache": ({"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"}, 2.0, 0.15),
+    "triton-fp8-cache": ({"attention_backend": "triton", "kv_cache_dtype": "fp8_e4m3"}, 2.0, 0.15),
+    "fa3-fp8-weights": ({"attention_backend": "fa3", "quantization": "fp8"}, 2.0, 0.15),
 }
 
 
@@ -37,8 +38,11 @@ def test_kernel_equals_its_twin(dtype, cached, scaled):
     if cached is not None and dtype == torch.float32:
         pytest.skip("no model keeps an fp8 cache beside float32 activations")
     cached = cached or dtype
-    shapes = itertools.product((1, 3, 257), (1, 3), (1, 2, 5), (64, 80, 128), (1.0, 0.5), (True, False))
-    for tokens, groups, heads, head_dim, part, neox in shapes:
+    heads_of = [
+        (8, 128, 1.0, True), (1, 128, 1.0, True), (2, 64, 0.5, True), (5, 80, 1.0, True), (3, 64, 1.0, False),
+        (5, 80, 0.5, False),
+    ]  # fmt: skip
+    for tokens, groups, (heads, head_dim, part, neox) in itertools.product((1, 3, 257), (1, 3), heads_of):
         generator = torch.Generator("cuda").manual_seed(tokens * head_dim + heads)
         table = torch.randn(50, int(head_dim * part), device="cuda", generator=generator)
         pairs = torch.randn(
@@ -76,30 +80,39 @@ def test_kernel_equals_its_twin(dtype, cached, scaled):
             assert not buffers[0][group].float()[untouched].any()
 
 
+def ask(engine, asked, new_tokens=16, **fields):
+    sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    return engine.generate(input_ids=asked, sampling_params=sampling, **fields)
+
+
+@contextmanager
+def engine_of(folder, **options):
+    defaults = {"max_total_tokens": 20_000, "mem_fraction_static": 0.2, "cuda_graph_max_bs_decode": 16}
+    with running_engine(
+        model_path=str(folder), skip_tokenizer_init=True, log_level="warning", **{**defaults, **options}
+    ) as engine:
+        yield engine
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_served_equals_the_twin(name, tmp_path):
-    flags, most, mean = SERVERS[name]
+    options, most, mean = SERVERS[name]
     dtype = torch.float32 if name == "float32" else torch.bfloat16
-    twin = make_model(tmp_path, "llama", group_size=2, dtype=dtype, **SHAPE)
-    twin = twin.to(dtype).float().cuda()
-    args = [
-        "--model-path", str(tmp_path), "--skip-tokenizer-init", "--chunked-prefill-size", "128",
-        "--max-total-tokens", "20000", "--mem-fraction-static", "0.2", "--cuda-graph-max-bs-decode", "16", *flags,
-    ]  # fmt: skip
-    if "full" not in name:
-        args += ["--swiftkv-min-tokens", "64"]  # below it everything goes up
+    twin = make_model(tmp_path, "llama", group_size=2, dtype=dtype, **SHAPE).to(dtype).float().cuda()
+    # Below so many tokens everything goes up.
+    cut = {} if "full" in name else {"swiftkv_min_tokens": 64}
     asked = prompts(*LENGTHS)
-    with running_server(args, tmp_path / "server.log") as server:
+    with engine_of(tmp_path, chunked_prefill_size=128, **cut, **options) as engine:
         for fields in ({}, {"logprob_start_len": 0}, {"logprob_start_len": 50}):
-            flush(server.url)
-            answers = generate(server.url, asked, new_tokens=16, return_logprob=True, **fields)
+            engine.flush_cache()
+            answers = ask(engine, asked, return_logprob=True, **fields)
             found = compare(twin, asked, answers)
             print(name, fields, found)
             assert found.output < most
             assert found.prompt < most
             assert found.mean < mean
         extended = [p + a["output_ids"][:3] for p, a in zip(asked, answers, strict=True)]
-        answers = generate(server.url, extended, new_tokens=16, return_logprob=True)
+        answers = ask(engine, extended, return_logprob=True)
         assert sum(a["meta_info"]["cached_tokens"] for a in answers) > 1000
         found = compare(twin, extended, answers)
         print(name, "after a cached prefix", found)
@@ -112,12 +125,23 @@ def test_verify_equals_decode(tmp_path):
     make_model(tmp_path, "llama", dtype=torch.float32, **SHAPE)
     asked = [p * 3 for p in prompts(5, 20, 100, 250)]
     texts = {}
-    for name, flags in {"plain": [], "ngram": ["--speculative-algorithm", "NGRAM"]}.items():
-        args = [
-            "--model-path", str(tmp_path), "--skip-tokenizer-init", "--dtype", "float32", "--max-total-tokens",
-            "20000", "--mem-fraction-static", "0.2", "--attention-backend", "triton",
-            "--cuda-graph-max-bs-decode", "8", *flags,
-        ]  # fmt: skip
-        with running_server(args, tmp_path / f"{name}.log") as server:
-            texts[name] = [a["output_ids"] for a in generate(server.url, asked, new_tokens=48)]
-    assert texts["ngram"] == texts["plain"]
+    for algorithm in (None, "NGRAM"):
+        options = {"dtype": "float32", "attention_backend": "triton", "speculative_algorithm": algorithm}
+        with engine_of(tmp_path, **options) as engine:
+            texts[algorithm] = [a["output_ids"] for a in ask(engine, asked, new_tokens=48)]
+    assert texts["NGRAM"] == texts[None]
+
+
+def test_hidden_states_of_every_row(tmp_path):
+    """A server that returns hidden states returns those of all rows, whichever would have gone up."""
+    twin = make_model(tmp_path, "llama", dtype=torch.float32, **SHAPE).float().cuda()
+    asked = prompts(5, 90, 300)
+    options = {"dtype": "float32", "attention_backend": "triton", "enable_return_hidden_states": True}
+    with engine_of(tmp_path, swiftkv_min_tokens=0, **options) as engine:
+        answers = ask(engine, asked, new_tokens=2, return_hidden_states=True)
+    for prompt, answer in zip(asked, answers, strict=True):
+        found = torch.tensor(answer["meta_info"]["hidden_states"][0])
+        with torch.no_grad():
+            wanted = twin.model(torch.tensor([prompt], device="cuda")).last_hidden_state[0].cpu()
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() < 0.05
