@@ -87,7 +87,7 @@ class Table:
         """Tokens of each row that count, int64."""
         return np.load(self.folder / "counts.npy")
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64."""
         return np.diff(self.starts)
@@ -172,6 +172,7 @@ def _fingerprint(rows: Rows, tokenizer: Any, sequence_length: int) -> str:
         files,
         rows.kind,
         rows.columns,
+        rows.limit,
         sequence_length,
         vocabulary,
         getattr(tokenizer, "chat_template", None),

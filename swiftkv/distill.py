@@ -3,7 +3,8 @@
 On several GPUs: `accelerate launch -m swiftkv.distill ...`, with DDP, or with FSDP version 2 for models that one
 GPU does not hold. `out` and the folder beside it must then be on a disk that all processes share.
 
-Exit codes: 0 done, 2 the request makes no sense, 130 or 143 interrupted or terminated with the state saved.
+Exit codes: 0 done, 2 the request makes no sense, 130 or 143 interrupted or terminated, the state saved once
+training has begun.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import DistributedType
 from tqdm.auto import tqdm
 
@@ -97,9 +98,9 @@ def _tables(settings: Settings, source: Checkpoint, accelerator: Accelerator) ->
         train = make(settings.data, "train", settings.column)
         heldout = make(settings.heldout, "heldout", settings.column) if settings.heldout else None
     if accelerator.is_main_process:
-        tqdm.write(f"train: {train.report}")
+        tqdm.write(f"train: {train.report}", file=sys.stderr)
         if heldout:
-            tqdm.write(f"heldout: {heldout.report}")
+            tqdm.write(f"heldout: {heldout.report}", file=sys.stderr)
     return train, heldout
 
 
@@ -134,12 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"swiftkv.distill: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(
-            f"swiftkv.distill: stopped after step {stop.step}; the same command with --resume goes on",
-            file=sys.stderr,
-        )
+        if PartialState().is_main_process:
+            message = f"stopped after step {stop.step}; the same command with --resume goes on"
+            print(f"swiftkv.distill: {message}", file=sys.stderr)
         return 128 + stop.signum
-    print(out)
+    except KeyboardInterrupt:
+        print("swiftkv.distill: interrupted; nothing new was saved", file=sys.stderr)
+        return 130
+    if PartialState().is_main_process:
+        print(out)
     return 0
 
 

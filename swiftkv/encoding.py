@@ -52,19 +52,22 @@ class Rows:
         files: in the order in which they are read.
         kind: what a row is.
         columns: the columns that are read.
+        limit: only the first so many rows.
     """
 
     files: tuple[Path, ...]
     kind: Kind
     columns: tuple[str, ...]
+    limit: int | None = None
 
     @classmethod
-    def open(cls, data: str | Path, column: str | None = None) -> "Rows":
+    def open(cls, data: str | Path, column: str | None = None, *, limit: int | None = None) -> "Rows":
         """Finds the files and, from the columns of the first, what a row is.
 
         Args:
             data: a file, a folder or a glob of .parquet or .jsonl files.
             column: the column of the text; default: what the columns say.
+            limit: only the first so many rows.
 
         Raises:
             SwiftKVError: no such files, or no column that is known.
@@ -72,18 +75,19 @@ class Rows:
         files = _files(data)
         found = _columns(files[0])
         if column is not None and column in found:
-            return cls(files, Kind.TEXT, (column,))
+            return cls(files, Kind.TEXT, (column,), limit)
         if column is None:
             for kind in (Kind.CHAT, Kind.PAIR, Kind.TEXT):
                 columns = tuple(kind.value.split(", "))
                 if set(columns) <= set(found):
-                    return cls(files, kind, columns)
+                    return cls(files, kind, columns, limit)
         wanted = column or "messages, or prompt and response, or text (--column names another)"
         raise SwiftKVError(f"{files[0]} has the columns {', '.join(found) or '(none)'}; wanted {wanted}")
 
     def __iter__(self) -> Iterator[Any]:
         """Yields a text or a list of messages for each row; None for one that is empty."""
-        for number, row in enumerate(chain.from_iterable(map(self._read, self.files))):
+        rows = chain.from_iterable(map(self._read, self.files))
+        for number, row in enumerate(islice(rows, self.limit)):
             values = [row.get(column) for column in self.columns]
             if any(value is None or value in ("", []) for value in values):
                 yield None

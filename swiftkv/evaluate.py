@@ -8,7 +8,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,9 @@ from swiftkv.data import Table
 from swiftkv.distillation import Distillation, load
 from swiftkv.encoding import Encoder, Kind, Rows
 from swiftkv.errors import SwiftKVError
-from swiftkv.measure import Continuations, Distance, continuations, distance_sums
+from swiftkv.measure import Distance, continuations, distance_sums
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-class _Some:
-    """The first rows of a table."""
-
-    def __init__(self, rows: Rows, limit: int | None) -> None:
-        self.rows, self.limit = rows, limit
-        self.files, self.kind, self.columns = rows.files, rows.kind, rows.columns
-
-    def __iter__(self) -> Any:
-        return islice(iter(self.rows), self.limit)
 
 
 def evaluate(
@@ -70,7 +58,7 @@ def evaluate(
         SwiftKVError: the request makes no sense.
     """
     source = Checkpoint.open(model)
-    rows = _Some(Rows.open(data, column), limit)
+    rows = Rows.open(data, column, limit=limit)
     longest = min(8192, source.config.get("max_position_embeddings") or 8192)
     length = min(sequence_length or longest, longest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,7 +85,7 @@ def _bar(text: str, unit: str) -> Any:
     return lambda items: tqdm(items, desc=text, unit=unit, disable=None)
 
 
-def _prompts(rows: _Some, encoder: Encoder, longest: int) -> list[np.ndarray]:
+def _prompts(rows: Rows, encoder: Encoder, longest: int) -> list[np.ndarray]:
     """Each chat up to its last answer, where there is room for one."""
     prompts = (encoder.prompt(row) for row in rows if row is not None)
     return [prompt for prompt in prompts if prompt is not None and len(prompt) <= longest]

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -228,7 +229,8 @@ class Trainer:
         if accelerator.is_main_process:
             tqdm.write(
                 f"step {self.step}: held-out perplexity {found.swiftkv_perplexity:.4f}, the base's "
-                f"{found.base_perplexity:.4f} ({found.ratio - 1:+.2%}); same next token {found.equal_next_token:.1%}"
+                f"{found.base_perplexity:.4f} ({found.ratio - 1:+.2%}); same next token {found.equal_next_token:.1%}",
+                file=sys.stderr,
             )
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -303,6 +305,6 @@ class Trainer:
         return {
             "settings": self._settings.to_dict(), "steps": self.step, "tokens": self.tokens,
             "seconds": round(self.seconds, 1), "device": name, "processes": self._accelerator.num_processes,
-            "torch": torch.__version__, "rows": str(self._train.report), "curve": self.curve,
-            "heldout": self.measured,
+            "parallel": self._accelerator.distributed_type.value, "torch": torch.__version__,
+            "rows": str(self._train.report), "curve": self.curve, "heldout": self.measured,
         }  # fmt: skip

@@ -28,7 +28,9 @@ USER_TOKENS = 1  # before the function: <|user|>
 ANSWER_TOKENS = 2  # after it: <|assistant|> and a line break
 
 
-def texts(examples: Examples, tokenizer: PreTrainedTokenizerBase, use: np.ndarray) -> Iterator[dict[str, str]]:
+def texts(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, use: np.ndarray
+) -> Iterator[dict[str, str]]:
     """Yield prompt and response of the chosen examples; those whose text gives other tokens are left out."""
     for first in range(0, len(use), BATCH):
         rows, expected = [], []
@@ -67,7 +69,9 @@ def main() -> None:
     order = np.random.default_rng(args.seed).permutation(len(examples.starts))[: args.rows]
     rows = list(texts(examples, tokenizer, order))
     args.out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), args.out / "train.parquet", compression="zstd", compression_level=19)
+    pq.write_table(
+        pa.Table.from_pylist(rows), args.out / "train.parquet", compression="zstd", compression_level=19
+    )
     with (args.out / "heldout.jsonl").open("w", encoding="utf-8") as out:
         for row in read_rows(args.data / "heldout.jsonl"):
             out.write(json.dumps({"prompt": row["code"], "response": row["doc"]}) + "\n")

@@ -78,6 +78,9 @@ def write_rows(tmp_path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def pairs() -> list[dict]:
     return [
-        {"prompt": f"def add_{i}(a, b):\n    return a + b * {i}", "response": f"Add {i} times b to a. " * (1 + i % 3)}
+        {
+            "prompt": f"def add_{i}(a, b):\n    return a + b * {i}",
+            "response": f"Add {i} times b to a. " * (1 + i % 3),
+        }
         for i in range(24)
     ]

@@ -93,7 +93,7 @@ class TestRows:
         with pytest.raises(SwiftKVError, match="none"):
             Rows.open(tmp_path / "b.jsonl")
         (tmp_path / "c.parquet").write_text("x")
-        with pytest.raises(SwiftKVError, match="c.parquet"):
+        with pytest.raises(SwiftKVError, match=r"c\.parquet"):
             Rows.open(tmp_path / "c.parquet")
 
 
@@ -199,7 +199,9 @@ class TestOrder:
 
     def test_epochs_and_seeds_differ(self):
         lengths = np.full(50, 8)
-        rows = [Epoch.make(lengths, 32, seed, number).rows.tolist() for seed, number in [(0, 0), (0, 1), (1, 0)]]
+        rows = [
+            Epoch.make(lengths, 32, seed, number).rows.tolist() for seed, number in [(0, 0), (0, 1), (1, 0)]
+        ]
         assert rows[0] != rows[1] != rows[2] != rows[0]
 
     @given(LENGTHS, st.integers(1, 7), st.integers(1, 3))
@@ -242,7 +244,9 @@ class TestBatch:
         assert following[: len(first)].tolist() == first.tolist()
 
     def test_no_row_predicts_the_next_ones_start(self, write_rows, tokenizer, tmp_path):
-        table = Table.make(Rows.open(write_rows([{"text": "one two three"}] * 3)), tokenizer, 64, tmp_path / "all")
+        table = Table.make(
+            Rows.open(write_rows([{"text": "one two three"}] * 3)), tokenizer, 64, tmp_path / "all"
+        )
         batch = Batch.pack(table, [np.arange(3)])
         ends = np.cumsum(table.lengths) - 1
         assert not batch.predicts[0, ends].any()

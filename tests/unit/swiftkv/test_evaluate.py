@@ -35,7 +35,8 @@ def test_perplexity_is_the_bases(llama, other, tokenizer, write_rows, pairs):
     for row in pairs[:4]:
         before = f"<|user|>\n{row['prompt']}\n<|assistant|>\n"
         prompt, answer = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, row["response"] + "<|end|>")
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (before, row["response"] + "<|end|>")
         )
         with torch.no_grad():
             logits = base(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
@@ -56,7 +57,8 @@ def test_continuations_are_what_each_model_writes(llama, other, tokenizer, write
     for row in pairs[:4]:
         prompt = tokenizer(f"<|user|>\n{row['prompt']}\n<|assistant|>\n", return_tensors="pt").input_ids
         base, swiftkv = (
-            m.generate(prompt, max_new_tokens=6, do_sample=False)[0, prompt.shape[1] :].tolist() for m in models
+            m.generate(prompt, max_new_tokens=6, do_sample=False)[0, prompt.shape[1] :].tolist()
+            for m in models
         )
         equal += base == swiftkv
         while same < total + len(base) and base and swiftkv and base[0] == swiftkv[0]:
@@ -69,7 +71,7 @@ def test_continuations_are_what_each_model_writes(llama, other, tokenizer, write
 
 def test_text_has_no_prompts(other, write_rows):
     found = evaluate(other, write_rows([{"text": "one two three"}]))
-    assert found["tokens"] == 4
+    assert found["tokens"] == 2  # nothing predicts the first
     assert "continuations" not in found
 
 

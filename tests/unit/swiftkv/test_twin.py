@@ -33,7 +33,9 @@ def reference(weights: dict, config, ids: torch.Tensor) -> torch.Tensor:
     layout, eps = Layout.of(config), config.rms_norm_eps
     heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     tokens = ids.shape[1]
-    angles = torch.outer(torch.arange(tokens), config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size))
+    angles = torch.outer(
+        torch.arange(tokens), config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
+    )
     causal = torch.ones(tokens, tokens).tril().bool()
 
     def norm(x, name):
