@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 
 import swiftkv.hf
 from swiftkv.config import CONFIGS
 from swiftkv.layout import ARCHITECTURES
 
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "examples" / "tiny_lm" / "swiftkv")
 VOCABULARY = 512
 
 
@@ -105,6 +108,32 @@ def compare(twin: torch.nn.Module, asked: list[list[int]], answers: list[dict]) 
             found.total += difference
             found.prompts += 1
     return found
+
+
+@torch.no_grad()
+def rescored(model: torch.nn.Module, asked: list[list[int]], answers: list[dict]) -> list[dict]:
+    """The same answers with the log-probabilities that another model gives them."""
+    found = []
+    for prompt, answer in zip(asked, answers, strict=True):
+        ids = prompt + answer["output_ids"]
+        logits = model(torch.tensor([ids], device=next(model.parameters()).device)).logits[0].float()
+        own = [None, *torch.log_softmax(logits, -1)[range(len(ids) - 1), ids[1:]].tolist()]
+        known = len(answer["meta_info"].get("input_token_logprobs") or ())
+        at = range(len(prompt) - known, len(prompt))
+        scored = {
+            "output_token_logprobs": [(own[i], ids[i]) for i in range(len(prompt), len(ids))],
+            "input_token_logprobs": [(own[i], ids[i]) for i in at],
+        }
+        found.append({**answer, "meta_info": scored})
+    return found
+
+
+def tiny_prompts(count: int) -> list[list[int]]:
+    """Held-out functions in the tiny model's chat template."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
+    lines = (ROOT / "examples" / "tiny_lm" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    chats = [[{"role": "user", "content": json.loads(line)["code"]}] for line in lines]
+    return [tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]
 
 
 def generate(url: str, asked: list[list[int]], new_tokens: int = 8, **fields) -> list[dict]:

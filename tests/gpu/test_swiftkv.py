@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
 
 from swiftkv.kv_write import Rotation, Slots, rotate, rotate_and_store
 from tests.engine.servers import running_engine
-from tests.swiftkv_cases import compare, make_model, prompts
+from tests.swiftkv_cases import TINY, compare, make_model, prompts, rescored, tiny_prompts
 
 pytestmark = pytest.mark.gpu
 
@@ -17,16 +18,15 @@ SHAPE = {
     "head_dim": 64, "num_hidden_layers": 8, "max_position_embeddings": 2048,
 }  # fmt: skip
 LENGTHS = (1, 2, 7, 63, 64, 65, 127, 128, 129, 300, 700)
-SERVERS = {  # options: the largest and the mean difference of a log-probability from the twin in float32
-    "float32": ({"attention_backend": "triton", "dtype": "float32"}, 2e-2, 2e-3),
-    "fa3": ({"attention_backend": "fa3"}, 0.5, 0.03),
-    "flashinfer": ({"attention_backend": "flashinfer"}, 0.5, 0.03),
-    "triton": ({"attention_backend": "triton"}, 0.5, 0.03),
-    "fa3-full-graph": ({"attention_backend": "fa3", "cuda_graph_backend_prefill": "full"}, 0.5, 0.03),
-    "fa3-no-graph": ({"attention_backend": "fa3", "cuda_graph_backend_prefill": "disabled"}, 0.5, 0.03),
-    "fa3-fp8-cache": ({"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"}, 2.0, 0.15),
-    "triton-fp8-cache": ({"attention_backend": "triton", "kv_cache_dtype": "fp8_e4m3"}, 2.0, 0.15),
-    "fa3-fp8-weights": ({"attention_backend": "fa3", "quantization": "fp8"}, 2.0, 0.15),
+SERVERS = {
+    "fa3": {"attention_backend": "fa3"},
+    "flashinfer": {"attention_backend": "flashinfer"},  # compiles its kernels first, for minutes
+    "triton": {"attention_backend": "triton"},
+    "fa3-full-graph": {"attention_backend": "fa3", "cuda_graph_backend_prefill": "full"},
+    "fa3-no-graph": {"attention_backend": "fa3", "cuda_graph_backend_prefill": "disabled"},
+    "fa3-fp8-cache": {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"},
+    "triton-fp8-cache": {"attention_backend": "triton", "kv_cache_dtype": "fp8_e4m3"},
+    "fa3-fp8-weights": {"attention_backend": "fa3", "quantization": "fp8"},
 }
 
 
@@ -94,30 +94,50 @@ def engine_of(folder, **options):
         yield engine
 
 
+def rounds(engine, twin, asked):
+    """Output and prompt logprobs from several starts, then the same prompts, longer, behind a cached prefix."""
+    for start in (None, 0, 50):
+        engine.flush_cache()
+        starts = {} if start is None else {"logprob_start_len": [min(start, len(p) - 1) for p in asked]}
+        answers = ask(engine, asked, return_logprob=True, **starts)
+        yield f"logprobs from {start}", asked, answers
+    extended = [p + a["output_ids"][:3] for p, a in zip(asked, answers, strict=True)]
+    answers = ask(engine, extended, return_logprob=True)
+    assert sum(a["meta_info"]["cached_tokens"] for a in answers) > sum(map(len, asked)) / 2
+    yield "behind a cached prefix", extended, answers
+
+
 @pytest.mark.parametrize("name", SERVERS)
-def test_served_equals_the_twin(name, tmp_path):
-    options, most, mean = SERVERS[name]
-    dtype = torch.float32 if name == "float32" else torch.bfloat16
-    twin = make_model(tmp_path, "llama", group_size=2, dtype=dtype, **SHAPE).to(dtype).float().cuda()
+def test_served_equals_the_twin(name):
+    """A trained model; bf16 may differ from float32 by about as much as the twin in bf16 does."""
+    twin, rough = (
+        transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype).cuda()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    asked = tiny_prompts(16)
     # Below so many tokens everything goes up.
     cut = {} if "full" in name else {"swiftkv_min_tokens": 64}
-    asked = prompts(*LENGTHS)
-    with engine_of(tmp_path, chunked_prefill_size=128, **cut, **options) as engine:
-        for fields in ({}, {"logprob_start_len": 0}, {"logprob_start_len": 50}):
-            engine.flush_cache()
-            answers = ask(engine, asked, return_logprob=True, **fields)
-            found = compare(twin, asked, answers)
-            print(name, fields, found)
-            assert found.output < most
-            assert found.prompt < most
-            assert found.mean < mean
-        extended = [p + a["output_ids"][:3] for p, a in zip(asked, answers, strict=True)]
-        answers = ask(engine, extended, return_logprob=True)
-        assert sum(a["meta_info"]["cached_tokens"] for a in answers) > 1000
-        found = compare(twin, extended, answers)
-        print(name, "after a cached prefix", found)
-        assert found.output < most
-        assert found.mean < mean
+    with engine_of(TINY, chunked_prefill_size=128, **cut, **SERVERS[name]) as engine:
+        for what, sent, answers in rounds(engine, twin, asked):
+            found, noise = compare(twin, sent, answers), compare(twin, sent, rescored(rough, sent, answers))
+            print(f"{name}, {what}: {found}\n    the twin in bf16: {noise}")
+            if "fp8" in name:
+                assert found.mean < 0.1
+                assert max(found.output, found.prompt) < 2
+            else:
+                assert found.mean < 1.5 * noise.mean + 2e-3
+                assert max(found.output, found.prompt) < 2 * max(noise.output, noise.prompt) + 0.05
+
+
+def test_float32_equals_the_twin(tmp_path):
+    """A random model with groups; what is left is the rounding of Triton's matrix products to TF32."""
+    twin = make_model(tmp_path, "llama", group_size=2, **SHAPE).cuda()
+    options = {"attention_backend": "triton", "dtype": "float32", "swiftkv_min_tokens": 64}
+    with engine_of(tmp_path, chunked_prefill_size=128, **options) as engine:
+        for what, sent, answers in rounds(engine, twin, prompts(*LENGTHS)):
+            found = compare(twin, sent, answers)
+            print(f"float32, {what}: {found}")
+            assert max(found.output, found.prompt) < 2e-2
 
 
 def test_verify_equals_decode(tmp_path):
