@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
-QUANTIZATIONS = (None, "fp8", "compressed-tensors", "compressed_tensors")
+QUANTIZATIONS = (None, "fp8")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3", "fp8_e5m2")
 SPECULATIONS = (None, "NGRAM")
 PREFILL_GRAPHS = ("breakable", "full", "disabled")

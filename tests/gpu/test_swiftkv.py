@@ -1,5 +1,6 @@
 """SwiftKV on a GPU: the kernel against its twin in torch, servers against the twin in transformers."""
 
+import copy
 import itertools
 from contextlib import contextmanager
 
@@ -129,39 +130,39 @@ def test_served_equals_the_twin(name):
                 assert max(found.output, found.prompt) < 2 * max(noise.output, noise.prompt) + 0.05
 
 
-def test_float32_equals_the_twin(tmp_path):
-    """A random model with groups; what is left is the rounding of Triton's matrix products to TF32."""
-    twin = make_model(tmp_path, "llama", group_size=2, **SHAPE).cuda()
-    options = {"attention_backend": "triton", "dtype": "float32", "swiftkv_min_tokens": 64}
-    with engine_of(tmp_path, chunked_prefill_size=128, **options) as engine:
+def test_groups(tmp_path):
+    """AcrossKV, with the layers' numbers in the cache and in the graphs apart; random weights are noisy."""
+    twin = make_model(tmp_path, "llama", group_size=2, dtype=torch.bfloat16, **SHAPE).float().cuda()
+    rough = copy.deepcopy(twin).bfloat16()
+    with engine_of(tmp_path, chunked_prefill_size=128, swiftkv_min_tokens=64) as engine:
         for what, sent, answers in rounds(engine, twin, prompts(*LENGTHS)):
-            found = compare(twin, sent, answers)
-            print(f"float32, {what}: {found}")
-            assert max(found.output, found.prompt) < 2e-2
+            found, noise = compare(twin, sent, answers), compare(twin, sent, rescored(rough, sent, answers))
+            print(f"groups, {what}: {found}\n    the twin in bf16: {noise}")
+            assert found.mean < 1.5 * noise.mean + 2e-3
 
 
-def test_verify_equals_decode(tmp_path):
-    """n-gram speculation verifies several tokens a step; greedy text is that of one at a time."""
-    make_model(tmp_path, "llama", dtype=torch.float32, **SHAPE)
-    asked = [p * 3 for p in prompts(5, 20, 100, 250)]
-    texts = {}
-    for algorithm in (None, "NGRAM"):
-        options = {"dtype": "float32", "attention_backend": "triton", "speculative_algorithm": algorithm}
-        with engine_of(tmp_path, **options) as engine:
-            texts[algorithm] = [a["output_ids"] for a in ask(engine, asked, new_tokens=48)]
-    assert texts["NGRAM"] == texts[None]
+def test_verify_equals_the_twin():
+    """n-gram speculation verifies several tokens a step; each must be as likely as the twin says."""
+    twin = transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).cuda()
+    asked = [prompt * 2 for prompt in tiny_prompts(8)]
+    with engine_of(TINY, speculative_algorithm="NGRAM", swiftkv_min_tokens=64) as engine:
+        answers = ask(engine, asked, new_tokens=48, return_logprob=True)
+    found = compare(twin, asked, answers)
+    print(found)
+    assert sum(a["meta_info"]["spec_verify_ct"] for a in answers) < 0.9 * found.outputs
+    assert found.mean < 0.05
+    assert found.other_tokens < 0.05 * found.outputs
 
 
-def test_hidden_states_of_every_row(tmp_path):
+def test_hidden_states_of_every_row():
     """A server that returns hidden states returns those of all rows, whichever would have gone up."""
-    twin = make_model(tmp_path, "llama", dtype=torch.float32, **SHAPE).float().cuda()
-    asked = prompts(5, 90, 300)
-    options = {"dtype": "float32", "attention_backend": "triton", "enable_return_hidden_states": True}
-    with engine_of(tmp_path, swiftkv_min_tokens=0, **options) as engine:
+    twin = transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).cuda()
+    asked = tiny_prompts(6)
+    with engine_of(TINY, swiftkv_min_tokens=0, enable_return_hidden_states=True) as engine:
         answers = ask(engine, asked, new_tokens=2, return_hidden_states=True)
     for prompt, answer in zip(asked, answers, strict=True):
         found = torch.tensor(answer["meta_info"]["hidden_states"][0])
         with torch.no_grad():
             wanted = twin.model(torch.tensor([prompt], device="cuda")).last_hidden_state[0].cpu()
         assert found.shape == wanted.shape
-        assert (found - wanted).abs().max() < 0.05
+        assert torch.nn.functional.cosine_similarity(found.float(), wanted).min() > 0.99

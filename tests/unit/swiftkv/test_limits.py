@@ -1,0 +1,54 @@
+"""What a SwiftKV model is not served with."""
+
+import re
+
+import pytest
+
+from swiftkv.limits import min_tokens, refusals
+
+FINE = {
+    "pp_size": 1, "enable_dp_attention": False, "enable_lora": None, "is_embedding": False,
+    "disaggregation_mode": "null", "prefill_backend": "fa3", "decode_backend": "flashinfer",
+    "quantization": "fp8", "kv_cache_dtype": "auto", "speculative_algorithm": None, "prefill_graph": "breakable",
+    "tp_size": 4, "anything_else": "at all",
+}  # fmt: skip
+
+
+def test_what_is_served():
+    assert refusals(FINE) == []
+    assert refusals({}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("pp_size", 2, "--pp-size 2"),
+        ("enable_dp_attention", True, "--enable-dp-attention"),
+        ("enable_lora", True, "--enable-lora"),
+        ("is_embedding", True, "--is-embedding"),
+        ("disaggregation_mode", "prefill", "--disaggregation-mode 'prefill'"),
+        ("prefill_backend", "trtllm_mha", "served with fa3, flashinfer, triton, torch_native"),
+        ("decode_backend", "fa4", "--attention-backend fa4"),
+        ("quantization", "awq", "--quantization awq: served with fp8.* or without"),
+        ("kv_cache_dtype", "fp4_e2m1", "--kv-cache-dtype fp4_e2m1"),
+        ("speculative_algorithm", "EAGLE3", "--speculative-algorithm EAGLE3: served with NGRAM or without"),
+        ("prefill_graph", "tc_piecewise", "--cuda-graph-backend-prefill tc_piecewise"),
+    ],
+)
+def test_each_refusal_names_the_flag_and_what_is_given(name, value, says):
+    found = refusals({**FINE, name: value})
+    assert len(found) == 1
+    assert re.search(says, found[0])
+
+
+def test_one_backend_for_both_phases_is_said_once():
+    assert len(refusals({**FINE, "prefill_backend": "fa4", "decode_backend": "fa4"})) == 1
+
+
+def test_min_tokens():
+    assert min_tokens(None, 256, "breakable") == 256
+    assert min_tokens(0, 256, "breakable") == 0
+    assert min_tokens(None, 256, "full") == 0
+    assert min_tokens(0, 256, "full") == 0
+    with pytest.raises(ValueError, match=r"--swiftkv-min-tokens 64 cannot be kept"):
+        min_tokens(64, 256, "full")
