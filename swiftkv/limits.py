@@ -30,6 +30,11 @@ _ONLY: dict[str, tuple[Any, str, str]] = {
     "enable_hisparse": (False, "--enable-hisparse", "not tried"),
     "dllm_algorithm": (None, "--dllm-algorithm", "it has no last row"),
     "rl_on_policy_target": (None, "--rl-on-policy-target", "not tried"),
+    "checkpoint_quantization": (
+        None,
+        "a checkpoint quantised as",
+        "not tried; --quantization fp8 quantises one in bf16",
+    ),
     "quantization_param_path": (None, "--quantization-param-path", "its scales are per decoder layer"),
 }
 
@@ -39,8 +44,9 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
 
     Args:
         settings: SGLang's server arguments as it resolved them, by name, and besides `prefill_backend` and
-            `decode_backend` (attention) and `prefill_graph` (the prefill graphs' backend). What is not in
-            there is taken to be fine.
+            `decode_backend` (attention), `prefill_graph` (the prefill graphs' backend) and
+            `checkpoint_quantization` (how the checkpoint comes quantised). What is not in there is taken to
+            be fine.
     """
     found = [
         f"{flag} {settings[name]!r}: {reason}"

@@ -5,7 +5,7 @@ Shared by the tests on the CPU (`tests/engine/test_swiftkv.py`) and on a GPU (`t
 
 import json
 import re
-import urllib.request
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,23 +136,19 @@ def tiny_prompts(count: int) -> list[list[int]]:
     return [tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]
 
 
-def generate(url: str, asked: list[list[int]], new_tokens: int = 8, **fields) -> list[dict]:
-    """One call of SGLang's own endpoint for several prompts."""
-    body = {
-        "input_ids": asked,
-        "sampling_params": {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True},
-        **fields,
-    }
-    request = urllib.request.Request(
-        f"{url}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
+def generate(engine, asked: list[list[int]], new_tokens: int = 8, **fields) -> list[dict]:
+    """Greedy answers of an engine."""
+    sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    return engine.generate(input_ids=asked, sampling_params=sampling, **fields)
 
 
-def flush(url: str) -> None:
-    """Empties the radix cache."""
-    urllib.request.urlopen(urllib.request.Request(f"{url}/flush_cache", method="POST"), timeout=60).read()
+def flush(engine) -> None:
+    """Empties the radix cache; SGLang refuses while it still puts a finished request away."""
+    for _ in range(200):
+        if engine.flush_cache().success:
+            return
+        time.sleep(0.02)
+    raise TimeoutError("the radix cache could not be emptied")
 
 
 def prefill_steps(log: str) -> list[tuple[int, int]]:

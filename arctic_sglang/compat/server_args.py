@@ -179,7 +179,13 @@ def _set_swiftkv(args: Any) -> None:
     prefill, decode = args.get_attention_backends()
     graph = args.cuda_graph_config.prefill.backend
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
-    settings |= {"prefill_backend": prefill, "decode_backend": decode, "prefill_graph": graph}
+    quantized = getattr(args.get_model_config().hf_config, "quantization_config", None)
+    settings |= {
+        "prefill_backend": prefill,
+        "decode_backend": decode,
+        "prefill_graph": graph,
+        "checkpoint_quantization": quantized and quantized.get("quant_method", "unknown"),
+    }
     refused = limits.refusals(settings)
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)

@@ -22,15 +22,20 @@ START_SECONDS = 240
 
 
 @contextmanager
-def running_engine(**options):
+def running_engine(log: Path | None = None, **options):
     """An `sglang.Engine`, whose own processes are ended afterwards.
 
     `Engine.shutdown` would kill every child of this process, other tests' servers among them.
+
+    Args:
+        log: where its processes write to; None for where this one does.
+        options: of the engine.
     """
     import sglang
 
     before = children.pids()
-    engine = sglang.Engine(**options)
+    with _output_to(log):
+        engine = sglang.Engine(**options)
     mine = children.since(before)
     try:
         yield engine
@@ -38,6 +43,24 @@ def running_engine(**options):
         atexit.unregister(engine.shutdown)
         engine.tokenizer_manager._subprocess_watchdog.stop()
         children.kill(mine)
+
+
+@contextmanager
+def _output_to(log: Path | None):
+    """Processes started meanwhile inherit a file as their output."""
+    if log is None:
+        yield
+        return
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, old in enumerate(kept, 1):
+            os.dup2(old, number)
+            os.close(old)
 
 
 @dataclass

@@ -30,6 +30,7 @@ def test_what_is_served():
         ("prefill_backend", "trtllm_mha", "served with fa3, flashinfer, triton, torch_native"),
         ("decode_backend", "fa4", "--attention-backend fa4"),
         ("quantization", "awq", "--quantization awq: served with fp8.* or without"),
+        ("checkpoint_quantization", "compressed-tensors", "a checkpoint quantised as 'compressed-tensors'"),
         ("kv_cache_dtype", "fp4_e2m1", "--kv-cache-dtype fp4_e2m1"),
         ("speculative_algorithm", "EAGLE3", "--speculative-algorithm EAGLE3: served with NGRAM or without"),
         ("prefill_graph", "tc_piecewise", "--cuda-graph-backend-prefill tc_piecewise"),
