@@ -106,8 +106,14 @@ def wants_swiftkv(config: ArcticConfig, architectures: Sequence[str]) -> bool:
         architectures: as the checkpoint's config.json names them.
 
     Raises:
-        ValueError: a SwiftKV flag was given with another model.
+        ValueError: a SwiftKV flag was given with another model, or this SwiftKV model is not supported.
     """
+    unknown = [n for n in architectures if "swiftkv" in n.lower() and n not in ARCHITECTURES.values()]
+    if unknown:
+        msg = (
+            f"{unknown[0]} is not supported; SwiftKV models are served as {', '.join(ARCHITECTURES.values())}"
+        )
+        raise ValueError(msg)
     found = any(name in ARCHITECTURES.values() for name in architectures)
     if not found and config.swiftkv_min_tokens is not None:
         msg = (

@@ -39,3 +39,9 @@ def test_frozen():
 
 def test_flag_name():
     assert flag_name("cpu_threads_per_rank") == "--cpu-threads-per-rank"
+
+
+@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), ("8", TypeError), (True, TypeError)])
+def test_bad_token_counts(value, error):
+    with pytest.raises(error, match="--swiftkv-min-tokens"):
+        ArcticConfig(swiftkv_min_tokens=value)

@@ -6,7 +6,7 @@ import pytest
 
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError
-from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_cpu
+from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_cpu, wants_swiftkv
 
 GPU = Facts(accelerator="cuda", device=None, own_cpu_engine=False, is_embedding=False, pooling=None)
 CPU = dataclasses.replace(GPU, accelerator=None)
@@ -75,3 +75,22 @@ def test_what_cannot_be_followed_is_refused_not_ignored():
     with pytest.raises(ValueError, match=r"Dense.*--embedding-pooling stock"):
         wanted_pooling(ArcticConfig(), facts)
     assert wanted_pooling(ArcticConfig(embedding_pooling="stock"), facts) is None
+
+
+def test_the_architecture_says_whether_a_model_is_a_swiftkv_model():
+    assert wants_swiftkv(ArcticConfig(), ["LlamaSwiftKVForCausalLM"])
+    assert wants_swiftkv(ArcticConfig(swiftkv_min_tokens=8), ["Qwen2SwiftKVForCausalLM"])
+    assert not wants_swiftkv(ArcticConfig(), ["LlamaForCausalLM"])
+    assert not wants_swiftkv(ArcticConfig(), ())
+
+
+def test_a_swiftkv_flag_for_another_model_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"--swiftkv-min-tokens was given.*LlamaForCausalLM.*swiftkv.convert"
+    ):
+        wants_swiftkv(ArcticConfig(swiftkv_min_tokens=8), ["LlamaForCausalLM"])
+
+
+def test_another_swiftkv_model_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"DeepseekV2SwiftKVForCausalLM is not supported.*LlamaSwiftKV"):
+        wants_swiftkv(ArcticConfig(), ["DeepseekV2SwiftKVForCausalLM"])
