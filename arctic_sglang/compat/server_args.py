@@ -20,6 +20,7 @@ from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
 from swiftkv import limits
+from swiftkv.layout import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +175,9 @@ def _set_swiftkv(args: Any) -> None:
     """Refuses what a SwiftKV model is not served with, and fixes from which size on a prefill is cut.
 
     Raises:
-        ValueError: with every refused setting.
+        ValueError: the config's numbers do not fit, or some settings are refused; all of them are named.
     """
+    layout = Layout.of(args.get_model_config().hf_config)
     prefill, decode = args.get_attention_backends()
     graph = args.cuda_graph_config.prefill.backend
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
@@ -193,3 +195,8 @@ def _set_swiftkv(args: Any) -> None:
         raise ValueError(msg)
     tokens = limits.min_tokens(args.swiftkv_min_tokens, SWIFTKV_MIN_TOKENS, graph)
     args.override("arctic-sglang", swiftkv_min_tokens=tokens)
+    logger.info(
+        "arctic-sglang: SwiftKV, cut at layer %d of %d, keys and values of %d layers cached; prefill steps of %d "
+        "tokens and more stop at the cut",
+        layout.cut, layout.layers, layout.kv_layers, tokens,
+    )  # fmt: skip

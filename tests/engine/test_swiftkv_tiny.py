@@ -104,6 +104,14 @@ def test_a_checkpoint_that_lacks_tensors_stops_the_start(tmp_path):
     assert "model.layers.3.self_attn.q_proj_swiftkv.weight" in done
 
 
+def test_a_cut_that_does_not_fit_stops_the_start(tmp_path):
+    source = transformers.AutoConfig.from_pretrained(TINY)
+    source.num_key_value_layers = 8
+    source.save_pretrained(tmp_path)
+    done = launch(["--model-path", str(tmp_path), "--skip-tokenizer-init"])
+    assert "num_key_value_layers is 8 in a model of 8 layers; it must be between 1 and 7" in done
+
+
 def test_a_swiftkv_flag_with_a_plain_model_stops_the_start(tiny_model_dir):
     done = launch(["--model-path", tiny_model_dir, "--swiftkv-min-tokens", "8"])
     assert "--swiftkv-min-tokens was given, and the model (LlamaForCausalLM) is no SwiftKV model" in done
