@@ -1,6 +1,5 @@
 """The outer SwiftKV model: it takes the rows that go up on, reads the logits, and loads checkpoints."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -11,8 +10,6 @@ from arctic_sglang.compat import vendor
 from swiftkv import names
 from swiftkv.models.body import SwiftKVBody
 from swiftkv.models.tail import nothing_goes_up, tail_of
-
-logger = logging.getLogger(__name__)
 
 
 class SwiftKVCausal(nn.Module):

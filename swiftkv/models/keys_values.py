@@ -1,6 +1,5 @@
 """Keys and values of all upper layers: one projection of the cut's state, one rotation, one write."""
 
-import logging
 from typing import Any
 
 import torch
@@ -9,8 +8,6 @@ from torch import nn
 from arctic_sglang.compat import vendor
 from swiftkv.kv_write import Rotation, Slots, rotate, rotate_and_store
 from swiftkv.layout import Layout
-
-logger = logging.getLogger(__name__)
 
 
 class UpperKeysValues(nn.Module):
