@@ -101,7 +101,6 @@ class SwiftKVBody(nn.Module):
         self.keys_values = UpperKeysValues(
             owners, self.layout, hidden_size=config.hidden_size, bias=bias,
             head_norms=[self._head_norm(config, owner) for owner in owners] if head_norm else None,
-            fused=getattr(config, "quantization_config", None) is None,
             quant_config=quant_config, prefix=prefix,
         )  # fmt: skip
         for layer in self.layout.upper:

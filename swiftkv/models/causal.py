@@ -15,12 +15,6 @@ from swiftkv.models.tail import nothing_goes_up, tail_of
 class SwiftKVCausal(nn.Module):
     """Stands before a SGLang causal language model; `self.model` is a `SwiftKVBody`."""
 
-    packed_modules_mapping = {  # noqa: RUF012  SGLang reads it from the class and adds to it
-        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-        "gate_up_proj": ["gate_proj", "up_proj"],
-        "kv_proj_swiftkv": ["k_proj_swiftkv", "v_proj_swiftkv"],
-    }
-
     body_type: type[SwiftKVBody]
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
@@ -108,11 +102,7 @@ class SwiftKVCausal(nn.Module):
         attention = self.model.layers[found.layer].self_attn
         keys_values, layout = self.model.keys_values, self.model.layout
         group = layout.kv_layer(found.layer) - layout.cut
-        if found.suffix in ("k_scale", "v_scale"):  # of the fp8 cache
-            scale = getattr(attention.attention[0], found.suffix, None)
-            if isinstance(scale, torch.Tensor):
-                self._copy(scale, tensor)
-        elif found.module == "q_norm":
+        if found.module == "q_norm":
             self._copy(attention.q_norm_swiftkv.weight, tensor)
         elif found.module == "k_norm":
             self._copy(keys_values.head_norms[group].weight, tensor)

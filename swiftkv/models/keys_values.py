@@ -19,15 +19,13 @@ class UpperKeysValues(nn.Module):
         hidden_size: width of the state.
         bias: whether the projections have one.
         head_norms: the norm of each group's keys for each head (Qwen3), or None.
-        fused: one GEMM for all groups. A checkpoint that comes quantised has scales for each layer's
-            matrices, so there each group keeps its own.
         quant_config: SGLang's.
         prefix: the decoder's name in the checkpoint.
     """
 
     def __init__(
         self, owners: list[nn.Module], layout: Layout, *, hidden_size: int, bias: bool,
-        head_norms: list[nn.Module] | None, fused: bool, quant_config: Any, prefix: str,
+        head_norms: list[nn.Module] | None, quant_config: Any, prefix: str,
     ) -> None:  # fmt: skip
         super().__init__()
         first = owners[0]
@@ -41,23 +39,16 @@ class UpperKeysValues(nn.Module):
         if not isinstance(getattr(first.rotary_emb, "cos_sin_cache", None), torch.Tensor):
             msg = f"SwiftKV does not know the rotary embedding {type(first.rotary_emb).__name__}"
             raise ValueError(msg)
-        pairs = [list(range(layout.groups))] if fused else [[group] for group in range(layout.groups)]
-        width = (
-            self.kv_heads * self.head_dim * self.tp_size
-        )  # heads are replicated where ranks outnumber them
-        names = [f"layers.{layer}.self_attn.kv_proj_swiftkv" for layer in layout.owners]
-        self.projections = nn.ModuleList(
-            vendor.MergedColumnParallelLinear(
-                hidden_size,
-                [width] * (2 * len(groups)),
-                bias=bias,
-                quant_config=quant_config,
-                use_presharded_weights=True,  # `shard` gives each rank its heads
-                prefix=vendor.add_prefix("kv_proj_swiftkv" if fused else names[groups[0]], prefix),
-            )
-            for groups in pairs
+        # Where ranks outnumber the heads, a head is on several ranks, and so more than once in the whole.
+        width = self.kv_heads * self.head_dim * self.tp_size
+        self.projection = vendor.MergedColumnParallelLinear(
+            hidden_size,
+            [width] * (2 * layout.groups),
+            bias=bias,
+            quant_config=quant_config,
+            use_presharded_weights=True,  # `shard` gives each rank its heads
+            prefix=vendor.add_prefix("kv_proj_swiftkv", prefix),
         )
-        self.fused = fused
         self._slots: Slots | None = None
 
     def load(self, group: int, value: bool, suffix: str, tensor: torch.Tensor) -> None:
@@ -66,13 +57,11 @@ class UpperKeysValues(nn.Module):
         Args:
             group: the group of layers.
             value: of the values' projection, not of the keys'.
-            suffix: the parameter: "weight", "bias" or a scale.
+            suffix: the parameter: "weight" or "bias".
             tensor: as the checkpoint has it.
         """
-        linear = self.projections[0 if self.fused else group]
-        parameter = getattr(linear, suffix)
-        index = 2 * (group if self.fused else 0) + int(value)
-        parameter.weight_loader(parameter, self.shard(tensor), index)
+        parameter = getattr(self.projection, suffix)
+        parameter.weight_loader(parameter, self.shard(tensor), 2 * group + int(value))
 
     def shard(self, tensor: torch.Tensor) -> torch.Tensor:
         """This rank's heads of a tensor whose first dimension is heads; any other as it is."""
@@ -88,9 +77,9 @@ class UpperKeysValues(nn.Module):
         Args:
             states: the normalised state at the cut, `[tokens, hidden]`.
         """
-        outputs = [linear(states)[0] for linear in self.projections]
-        joined = outputs[0] if self.fused else torch.cat(outputs, dim=-1)
-        pairs = joined.view(states.shape[0], self.layout.groups, 2, self.kv_heads * self.head_dim)
+        pairs = self.projection(states)[0].view(
+            states.shape[0], self.layout.groups, 2, self.kv_heads * self.head_dim
+        )
         if self.head_norms is not None:
             for group, norm in enumerate(self.head_norms):
                 keys = pairs[:, group, 0].reshape(-1, self.head_dim)
