@@ -74,7 +74,7 @@ class Workload:
 
 def workloads(toy: bool, prefill_requests: int) -> dict[str, Workload]:
     """All workloads by name, of the sizes above or of toy ones."""
-    prompts, decodes = ((128, 512), (1, 4)) if toy else ((128, 512, 2048, 8192), (1, 64, 256))
+    prompts, decodes = ((128, 512), (1, 4)) if toy else ((128, 256, 512, 2048, 8192), (1, 64, 256))
     tokens_out = 17 if toy else 257
     found = {f"ttft {tokens}": Workload("ttft", 1, tokens, 1, (1, 1)) for tokens in prompts}
     long = prompts[-1]

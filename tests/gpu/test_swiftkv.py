@@ -130,14 +130,21 @@ def test_served_equals_the_twin(name):
                 assert max(found.output, found.prompt) < 2 * max(noise.output, noise.prompt) + 0.05
 
 
-def test_groups(tmp_path):
-    """AcrossKV, with the layers' numbers in the cache and in the graphs apart; random weights are noisy."""
+@pytest.mark.parametrize("ranks", [1, 2, 4], ids=["1-rank", "2-ranks", "4-ranks"])
+def test_groups(tmp_path, ranks):
+    """AcrossKV on ranks of tensor parallelism, of which four have one of two KV heads twice.
+
+    The layers' numbers in the cache and in the graphs are apart; random weights are noisy.
+    """
+    if ranks > torch.cuda.device_count():
+        pytest.skip(f"{ranks} GPUs are wanted, {torch.cuda.device_count()} are there")
     twin = make_model(tmp_path, "llama", group_size=2, dtype=torch.bfloat16, **SHAPE).float().cuda()
     rough = copy.deepcopy(twin).bfloat16()
-    with engine_of(tmp_path, chunked_prefill_size=128, swiftkv_min_tokens=64) as engine:
+    options = {"chunked_prefill_size": 128, "swiftkv_min_tokens": 64, "tp_size": ranks}
+    with engine_of(tmp_path, **options) as engine:
         for what, sent, answers in rounds(engine, twin, prompts(*LENGTHS)):
             found, noise = compare(twin, sent, answers), compare(twin, sent, rescored(rough, sent, answers))
-            print(f"groups, {what}: {found}\n    the twin in bf16: {noise}")
+            print(f"groups, {ranks} ranks, {what}: {found}\n    the twin in bf16: {noise}")
             assert found.mean < 1.5 * noise.mean + 2e-3
 
 
