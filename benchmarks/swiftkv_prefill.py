@@ -199,6 +199,7 @@ def run_arm(arm: str, args: argparse.Namespace, chosen: dict[str, Workload], fol
         # An empty list of plugins means "all" to SGLang; a name that does not exist means none.
         child = Child(folder, options, "none" if bare else "arctic", log, args.limit_s)
         found.update(child.about)
+        print(f"  started in {found['startup_seconds']:.0f} s", flush=True)
         expected = "ServerArgs" if bare else "ArcticServerArgs"
         if found["arguments"] != expected:
             message = f"the {arm} engine has {found['arguments']}, not {expected}: is the plugin installed?"

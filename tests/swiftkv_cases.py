@@ -96,7 +96,9 @@ def compare(twin: torch.nn.Module, asked: list[list[int]], answers: list[dict]) 
         meta = answer["meta_info"]
         for index, (value, token, *_) in enumerate(meta.get("output_token_logprobs") or ()):
             row = logprobs[len(prompt) - 1 + index]
-            found.output = max(found.output, abs(value - row[token].item()))
+            difference = abs(value - row[token].item())
+            found.output = max(found.output, difference)
+            found.total += difference
             found.other_tokens += int(row.argmax().item() != token)
             found.outputs += 1
         known = [entry for entry in meta.get("input_token_logprobs") or () if entry[0] is not None]

@@ -24,7 +24,6 @@ from swiftkv.layout import Layout
 
 logger = logging.getLogger(__name__)
 
-SWIFTKV_MIN_TOKENS = 256  # docs/LOG.md has what it was chosen by
 _POOLING_FILES = ["modules.json", "sentence_bert_config.json", "*_Pooling/config.json", "config.json"]
 
 
@@ -193,10 +192,12 @@ def _set_swiftkv(args: Any) -> None:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"this SwiftKV model is not served with:\n{listed}\nLeave these out, or serve its base model."
         raise ValueError(msg)
-    tokens = limits.min_tokens(args.swiftkv_min_tokens, SWIFTKV_MIN_TOKENS, graph)
+    graphs = limits.tail_graphs(args.cuda_graph_config.decode.backend, args.speculative_algorithm)
+    tokens = limits.min_tokens(args.swiftkv_min_tokens, graph, graphs=graphs)
     args.override("arctic-sglang", swiftkv_min_tokens=tokens)
     logger.info(
         "arctic-sglang: SwiftKV, cut at layer %d of %d, keys and values of %d layers cached; prefill steps of %d "
-        "tokens and more stop at the cut",
+        "tokens and more stop at the cut; the rows that go up after it %s",
         layout.cut, layout.layers, layout.kv_layers, tokens,
+        "have CUDA graphs" if graphs else "have no CUDA graphs, as decode has none of one row a request",
     )  # fmt: skip

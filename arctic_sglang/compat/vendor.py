@@ -15,6 +15,8 @@ _NAMES = {
     "EmbeddingPoolerOutput": "sglang.srt.layers.pooler",
     "EmbeddingReqInput": "sglang.srt.managers.io_struct",
     "force_eager_attention": "sglang.srt.layers.radix_attention",
+    "forward_context": "sglang.srt.model_executor.forward_context",
+    "ForwardContext": "sglang.srt.model_executor.forward_context",
     "ForwardMode": "sglang.srt.model_executor.forward_batch_info",
     "get_attn_backend": "sglang.srt.model_executor.forward_context",
     "get_parallel": "sglang.srt.runtime_context",
@@ -45,6 +47,7 @@ _NAMES = {
     "Qwen3Model": "sglang.srt.models.qwen3",
     "RMSNorm": "sglang.srt.layers.layernorm",
     "ServerArgs": "sglang.srt.server_args",
+    "ShapeKey": "sglang.srt.model_executor.runner.shape_key",
     "SRTPlatform": "sglang.srt.platforms.interface",
     "TokenToKVPoolAllocator": "sglang.srt.mem_cache.allocator",
 }

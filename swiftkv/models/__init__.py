@@ -3,6 +3,7 @@
 body          the decoder: lower half, keys and values of the upper half, upper half
 keys_values   the upper half's one projection of keys and values, and its way into the cache
 tail          the batch of the rows that go up
+tail_graphs   their CUDA graphs
 causal        the outer model: what is read, what is loaded, what is refused
 """
 

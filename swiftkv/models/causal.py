@@ -9,7 +9,8 @@ from torch import nn
 from arctic_sglang.compat import vendor
 from swiftkv import names
 from swiftkv.models.body import SwiftKVBody
-from swiftkv.models.tail import nothing_goes_up, tail_of
+from swiftkv.models.tail import Tail, nothing_goes_up, tail_of
+from swiftkv.models.tail_graphs import TailGraphs
 
 
 class SwiftKVCausal(nn.Module):
@@ -34,6 +35,9 @@ class SwiftKVCausal(nn.Module):
             )  # fmt: skip
         self.logits_processor = vendor.LogitsProcessor(config)
         self.capture_aux_hidden_states = False
+        self.tail_graphs: TailGraphs | None = (
+            None  # until decode graphs are captured, and where there are none
+        )
 
     @torch.no_grad()
     def forward(
@@ -51,13 +55,20 @@ class SwiftKVCausal(nn.Module):
             logits = hidden.new_zeros((forward_batch.batch_size, self.config.vocab_size), dtype=torch.float32)
             return vendor.LogitsProcessorOutput(next_token_logits=logits)
         tail = tail_of(forward_batch)
-        hidden = hidden[tail.rows]
+        hidden = self._go_up(hidden[tail.rows], tail)
+        return self.logits_processor(tail.batch.input_ids, hidden, self.lm_head, tail.batch)
+
+    def _go_up(self, hidden: torch.Tensor, tail: Tail) -> torch.Tensor:
+        """The last state of the rows that go up, from their state at the cut, in a graph where there is one."""
         # The lower half is done with the backend's metadata, and nothing reads them after the model.
+        if tail.decodes and self.tail_graphs is not None:
+            done = self.tail_graphs.run(tail.batch, hidden)
+            if done is not None:
+                return done
         vendor.get_attn_backend().init_forward_metadata(tail.batch)
         with vendor.force_eager_attention():
             pairs = None if tail.decodes else self.model.project_rows(hidden, tail.batch.positions)
-            hidden = self.model.upper(hidden, tail.batch.positions, tail.batch, pairs)
-        return self.logits_processor(tail.batch.input_ids, hidden, self.lm_head, tail.batch)
+            return self.model.upper(hidden, tail.batch.positions, tail.batch, pairs)
 
     @property
     def end_layer(self) -> int:

@@ -25,6 +25,12 @@ SERVERS = {
     "triton": {"attention_backend": "triton"},
     "fa3-full-graph": {"attention_backend": "fa3", "cuda_graph_backend_prefill": "full"},
     "fa3-no-graph": {"attention_backend": "fa3", "cuda_graph_backend_prefill": "disabled"},
+    "fa3-small-steps-whole": {"attention_backend": "fa3", "swiftkv_min_tokens": 64},
+    "fa3-tail-without-graphs": {
+        "attention_backend": "fa3",
+        "cuda_graph_backend_decode": "disabled",
+        "swiftkv_min_tokens": 0,
+    },
     "fa3-fp8-cache": {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"},
     "triton-fp8-cache": {"attention_backend": "triton", "kv_cache_dtype": "fp8_e4m3"},
     "fa3-fp8-weights": {"attention_backend": "fa3", "quantization": "fp8"},
@@ -116,9 +122,7 @@ def test_served_equals_the_twin(name):
         for dtype in (torch.float32, torch.bfloat16)
     )
     asked = tiny_prompts(16)
-    # Below so many tokens everything goes up.
-    cut = {} if "full" in name else {"swiftkv_min_tokens": 64}
-    with engine_of(TINY, chunked_prefill_size=128, **cut, **SERVERS[name]) as engine:
+    with engine_of(TINY, chunked_prefill_size=128, **SERVERS[name]) as engine:
         for what, sent, answers in rounds(engine, twin, asked):
             found, noise = compare(twin, sent, answers), compare(twin, sent, rescored(rough, sent, answers))
             print(f"{name}, {what}: {found}\n    the twin in bf16: {noise}")
@@ -134,18 +138,18 @@ def test_served_equals_the_twin(name):
 def test_groups(tmp_path, ranks):
     """AcrossKV on ranks of tensor parallelism, of which four have one of two KV heads twice.
 
-    The layers' numbers in the cache and in the graphs are apart; random weights are noisy.
+    The layers' numbers in the cache and in the graphs are apart. Random weights are noisy: SGLang's plain Llama
+    of this shape, in bf16 on a CPU, is 1.9 times as far from float32 as transformers' in bf16 is.
     """
     if ranks > torch.cuda.device_count():
         pytest.skip(f"{ranks} GPUs are wanted, {torch.cuda.device_count()} are there")
     twin = make_model(tmp_path, "llama", group_size=2, dtype=torch.bfloat16, **SHAPE).float().cuda()
     rough = copy.deepcopy(twin).bfloat16()
-    options = {"chunked_prefill_size": 128, "swiftkv_min_tokens": 64, "tp_size": ranks}
-    with engine_of(tmp_path, **options) as engine:
+    with engine_of(tmp_path, chunked_prefill_size=128, tp_size=ranks) as engine:
         for what, sent, answers in rounds(engine, twin, prompts(*LENGTHS)):
             found, noise = compare(twin, sent, answers), compare(twin, sent, rescored(rough, sent, answers))
             print(f"groups, {ranks} ranks, {what}: {found}\n    the twin in bf16: {noise}")
-            assert found.mean < 1.5 * noise.mean + 2e-3
+            assert found.mean < 2.5 * noise.mean
 
 
 def test_verify_equals_the_twin():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from swiftkv.limits import min_tokens, refusals
+from swiftkv.limits import min_tokens, refusals, tail_graphs
 
 FINE = {
     "pp_size": 1, "enable_dp_attention": False, "enable_lora": None, "is_embedding": False,
@@ -47,9 +47,18 @@ def test_one_backend_for_both_phases_is_said_once():
 
 
 def test_min_tokens():
-    assert min_tokens(None, 256, "breakable") == 256
-    assert min_tokens(0, 256, "breakable") == 0
-    assert min_tokens(None, 256, "full") == 0
-    assert min_tokens(0, 256, "full") == 0
+    assert min_tokens(None, "breakable", graphs=True) == 0
+    assert min_tokens(None, "breakable", graphs=False) == 1024
+    assert min_tokens(8, "breakable", graphs=False) == 8
+    assert min_tokens(0, "breakable", graphs=False) == 0
+    assert min_tokens(None, "full", graphs=False) == 0
+    assert min_tokens(0, "full", graphs=True) == 0
     with pytest.raises(ValueError, match=r"--swiftkv-min-tokens 64 cannot be kept"):
-        min_tokens(64, 256, "full")
+        min_tokens(64, "full", graphs=True)
+
+
+def test_tail_graphs():
+    assert tail_graphs("full", None)
+    assert not tail_graphs("full", "NGRAM")
+    assert not tail_graphs("breakable", None)
+    assert not tail_graphs("disabled", None)
