@@ -113,7 +113,9 @@ class Template:
         bare.globals = {}
         bare.tests["none"] = _is_none
         self._names = meta.find_undeclared_variables(bare.parse(source))
+        self._globals = {name: _ENV.globals[name] for name in _GLOBALS if name in self._names}
         self._row_keys = _row_keys(tree)
+        self.uses_row = _ROW in self._names
 
     def _refuse_unsafe(self, tree: nodes.Template) -> None:
         for node in tree.find_all(_NEEDS_LOADER):
@@ -157,8 +159,16 @@ class Template:
         return tuple(name for name in available if name in wanted)
 
     def render(self, row: dict[str, Any]) -> str:
-        """Fill in one row. Raises what templates raise; `PromptBuilder` turns that into row errors."""
-        return self._template.render(row)
+        """Fill in one row. Raises what templates raise; `PromptBuilder` turns that into row errors.
+
+        Args:
+            row: the values by name. The globals that the template uses are added to it.
+        """
+        for name, value in self._globals.items():
+            row.setdefault(name, value)
+        # Template.render copies the row and all globals for each call, which takes longer than the rest.
+        context = _ENV.context_class(_ENV, row, self._template.name, self._template.blocks)
+        return _ENV.concat(self._template.root_render_func(context))
 
 
 def _attribute_names(tree: nodes.Template) -> Iterator[tuple[str, int]]:
@@ -208,7 +218,8 @@ class PromptBuilder:
         if self._system is not None:
             used |= set(self._system.columns(available))
         self.columns = tuple(name for name in available if name in used)
-        self._with_row = _ROW not in available
+        templates = [self._prompt, *([self._system] if self._system is not None else [])]
+        self._with_row = _ROW not in available and any(template.uses_row for template in templates)
 
     def build(self, row: dict[str, Any], chat: bool) -> Prompt | RowError:
         """Return the row's prompt, or why it has none.
