@@ -15,6 +15,8 @@ from batch_sdk.sources.base import Source
 
 PathLike = str | os.PathLike[str]
 
+_BUFFER_BYTES = 1 << 20  # of a column that is read at a time
+
 
 def find_files(spec: PathLike) -> list[Path]:
     """Return the Parquet files that one path, directory or glob means, sorted by name.
@@ -59,7 +61,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        # With its buffer ahead, pyarrow keeps all it has read of a file until the file is closed.
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{str(path)!r} cannot be read as Parquet: {error}", "a Parquet file") from error
 
