@@ -58,6 +58,7 @@ def distill(settings: Settings, *, resume: bool = False) -> Path:
     if resume and not state.is_file():
         raise SwiftKVError(f"there is nothing to resume in {settings.work}")
     source = Checkpoint.open(settings.model)
+    settings = settings.for_positions(source.config.get("max_position_embeddings"))
     teacher = Checkpoint.open(settings.teacher) if settings.teacher else None
     # mixed_precision "no": weights keep the dtypes they get below, whatever the accelerate config says
     accelerator = Accelerator(
@@ -80,10 +81,6 @@ def distill(settings: Settings, *, resume: bool = False) -> Path:
 
 def _tables(settings: Settings, source: Checkpoint, accelerator: Accelerator) -> tuple[Table, Table | None]:
     """The rows to learn from and those to measure on, tokenised by the main process."""
-    longest = source.config.get("max_position_embeddings")
-    if longest and settings.sequence_length > longest:
-        msg = f"--sequence-length is {settings.sequence_length} and the model has {longest} positions"
-        raise SwiftKVError(msg)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder)
 
     def make(data: str, name: str, column: str | None) -> Table:

@@ -10,6 +10,7 @@ from swiftkv.errors import SwiftKVError
 
 DECAYS = ("cosine", "linear")
 DTYPES = ("auto", "bfloat16", "float32")
+DEFAULT_SEQUENCE_LENGTH = 8192
 # What may differ between the parts of a resumed run: none of it changes what is learned.
 FREE = frozenset({"save_every", "heldout", "evaluate_every", "link"})
 
@@ -31,8 +32,10 @@ class Settings:
     out: str = field(metadata={"type": str, "help": "folder to write"})
     teacher: str | None = _option(None, str, "the base, if the folder does not hold its projections")
     column: str | None = _option(None, str, "the column of the text (messages, prompt and response, or text)")
-    sequence_length: int = _option(
-        8192, int, "tokens of a sequence; rows are packed into it, longer ones cut"
+    sequence_length: int | None = _option(
+        None,
+        int,
+        "tokens of a sequence; rows are packed into it, longer ones cut (the model's, at most 8192)",
     )
     batch_size: int = _option(1, int, "sequences per device and pass")
     gradient_accumulation: int = _option(1, int, "passes per optimiser step")
@@ -76,10 +79,24 @@ class Settings:
         for name, known in (("decay", DECAYS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise SwiftKVError(f"{_flag(name)} is {getattr(self, name)}; it must be {' or '.join(known)}")
-        if self.sequence_length < 2:
+        if self.sequence_length == 1:
             raise SwiftKVError("--sequence-length is 1; a token needs one before it to be predicted")
         if self.evaluate_every and not self.heldout:
             raise SwiftKVError("--evaluate-every without --heldout: name the rows to measure on")
+
+    def for_positions(self, longest: int | None) -> "Settings":
+        """The same with a sequence length.
+
+        Args:
+            longest: the model's positions, None if its config does not say.
+
+        Raises:
+            SwiftKVError: sequences longer than that are asked for.
+        """
+        length = self.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, longest or DEFAULT_SEQUENCE_LENGTH)
+        if longest and length > longest:
+            raise SwiftKVError(f"--sequence-length is {length} and the model has {longest} positions")
+        return dataclasses.replace(self, sequence_length=length)
 
     @property
     def work(self) -> Path:

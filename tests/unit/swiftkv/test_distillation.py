@@ -305,7 +305,7 @@ def test_requests_that_make_no_sense(settings, llama, tmp_path, capsys):
     flags = ["--data", settings().data, "--out", str(tmp_path / "out")]
     assert main(["--model", str(llama), *flags, "--sequence-length", "128"]) == 2
     assert "is no SwiftKV model" in capsys.readouterr().err
-    assert main(["--model", settings().model, *flags]) == 2
+    assert main(["--model", settings().model, *flags, "--sequence-length", "513"]) == 2
     assert "the model has 512 positions" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").touch()
@@ -368,3 +368,10 @@ def test_logits_are_made_in_parts(monkeypatch):
     states = torch.randn(7, 4, requires_grad=True)
     divergence(states, states.detach(), Head(4, 50), 1.0).backward()
     assert max(widths) == 2
+
+
+def test_sequences_are_no_longer_than_the_model_takes(settings):
+    unsaid = settings(sequence_length=None)
+    assert unsaid.for_positions(512).sequence_length == 512
+    assert unsaid.for_positions(131_072).sequence_length == unsaid.for_positions(None).sequence_length == 8192
+    assert settings(sequence_length=100).for_positions(512).sequence_length == 100
