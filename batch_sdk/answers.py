@@ -25,6 +25,7 @@ class Answers:
         self.constraint: Constraint = make_constraint(job.response_format, job.regex, job.ebnf, job.choice)
         self._n = job.n
         self._logprobs = job.logprobs
+        self._plain = job.n == 1 and not job.logprobs and self.constraint.read is None
         prefix = job.details_prefix
         self.fields = [
             pa.field(job.response_column, self._sampled(self.constraint.type)),
@@ -51,7 +52,7 @@ class Answers:
         Raises:
             EngineError: the engine returned less than it was asked for.
         """
-        if result.error is not None:
+        if self._plain or result.error is not None:
             return result
         if self._n > 1 and (type(result.text) is not list or len(result.text) != self._n):
             raise EngineError("the engine does not return several samples a row", f"{self._n} of them")

@@ -52,6 +52,9 @@ class Tally:
 class _Undecodable:
     """Stands for a string whose bytes are not UTF-8."""
 
+    def __repr__(self) -> str:
+        return "(no valid UTF-8)"
+
 
 _UNDECODABLE = _Undecodable()
 _BAD_TEXT = RowError(RowErrorKind.PROMPT_ERROR, "the text is not valid UTF-8")

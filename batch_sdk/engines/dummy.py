@@ -185,37 +185,29 @@ class DummyEngine(Engine):
         error = self._refusal(prompt, len(tokens))
         if error is not None:
             return GenerateResult(request.position, None, None, None, None, error)
-        samples = [self._sample(prompt, index, request) for index in range(request.sampling.get("n", 1))]
-        texts, counts, reasons, logprobs, ids = map(list, zip(*samples, strict=True))
-        several = len(samples) > 1
-        return GenerateResult(
-            request.position,
-            texts if several else texts[0],
-            len(tokens),
-            sum(counts),
-            reasons if several else reasons[0],
-            None,
-            logprobs if several else logprobs[0],
-            ids if several else ids[0],
-            cut,
-        )
+        n = request.sampling.get("n", 1)
+        samples = [self._sample(prompt, index, request) for index in range(n)]
+        text, count, reason, logprobs, ids = samples[0]
+        if n > 1:
+            text, counts, reason, logprobs, ids = map(list, zip(*samples, strict=True))
+            count = sum(counts)
+        return GenerateResult(request.position, text, len(tokens), count, reason, None, logprobs, ids, cut)
 
-    def _sample(
-        self, prompt: str, index: int, request: GenerateRequest
-    ) -> tuple[str, int, str, list[float] | None, list[int] | None]:
+    def _sample(self, prompt: str, index: int, request: GenerateRequest) -> tuple[Any, Any, Any, Any, Any]:
         seed = (prompt if index == 0 else f"{prompt}\0{index}").encode()
-        allowed: int = request.sampling.get("max_new_tokens", self.options.words)
-        schema = request.sampling.get("json_schema")
-        if schema is None:
+        sampling = request.sampling
+        allowed: int = sampling.get("max_new_tokens", self.options.words)
+        if "json_schema" in sampling:
+            words, reason = self._json_words(sampling["json_schema"], seed, allowed)
+        else:
             digest = hashlib.shake_128(seed).digest(min(self.options.words, allowed))
             words = [_WORDS[byte & 31] for byte in digest]
             reason = "length" if allowed < self.options.words else "stop"
-        else:
-            words, reason = self._json_words(schema, seed, allowed)
+        text = " ".join(words)
         if not request.logprobs:
-            return " ".join(words), len(words), reason, None, None
+            return text, len(words), reason, None, None
         ids = [zlib.crc32(word.encode()) & 0x7FFF for word in words]
-        return " ".join(words), len(words), reason, [-(number % 97) / 16 for number in ids], ids
+        return text, len(words), reason, [-(number % 97) / 16 for number in ids], ids
 
     def _json_words(self, schema: str, seed: bytes, allowed: int) -> tuple[list[str], str]:
         draws = random.Random(hashlib.shake_128(seed).digest(16))
