@@ -43,7 +43,6 @@ _ANNOTATIONS = frozenset(
     "title description default examples format deprecated readOnly writeOnly $schema $id $comment $defs "
     "definitions discriminator contentEncoding contentMediaType".split()
 )
-_STRUCTURE = frozenset("type enum const anyOf oneOf properties required additionalProperties items".split())
 _CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "minLength": lambda value, bound: len(value) >= bound,
     "maxLength": lambda value, bound: len(value) <= bound,
@@ -54,7 +53,18 @@ _CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "exclusiveMaximum": lambda value, bound: value < bound,
     "minItems": lambda value, bound: len(value) >= bound,
     "maxItems": lambda value, bound: len(value) <= bound,
+    "uniqueItems": lambda value, bound: not bound or all(v not in value[:i] for i, v in enumerate(value)),
 }
+_NUMBER_KEYWORDS = ("type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_KEYWORDS: dict[str, tuple[str, ...]] = {
+    "string": ("type", "minLength", "maxLength", "pattern"),
+    "integer": _NUMBER_KEYWORDS,
+    "number": _NUMBER_KEYWORDS,
+    "boolean": ("type",),
+    "array": ("type", "items", "minItems", "maxItems", "uniqueItems"),
+    "object": ("type", "properties", "required", "additionalProperties"),
+}
+"""Type -> the keywords that mean something for it and are checked."""
 
 
 def typed_schema(schema: Any, *, check: bool = True) -> TypedSchema:
@@ -81,11 +91,12 @@ class _Compiler:
 
     def compile(self, schema: Any, where: str, refs: tuple[str, ...]) -> TypedSchema:
         schema, refs = self._resolved(schema, where, refs)
-        if self._check:
-            self._refuse_unknown(schema, where)
         for union in ("anyOf", "oneOf"):
             if union in schema:
+                self._refuse_others(schema, where, (union,))
                 return self._union(schema[union], f"{where}/{union}", refs)
+        if "const" in schema or "enum" in schema:
+            self._refuse_others(schema, where, ("type", "const" if "const" in schema else "enum"))
         if "const" in schema:
             return self._enum([schema["const"]], f"{where}/const")
         if "enum" in schema:
@@ -127,11 +138,12 @@ class _Compiler:
             found = found[part]
         return found
 
-    @staticmethod
-    def _refuse_unknown(schema: dict[str, Any], where: str) -> None:
+    def _refuse_others(self, schema: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
+        if not self._check:
+            return
         for name, value in schema.items():
-            if name not in _ANNOTATIONS and name not in _STRUCTURE and name not in _CHECKS:
-                _refuse(where, f"the keyword {name!r}, which is not checked here", "leave it out")
+            if name not in _ANNOTATIONS and name not in known:
+                _refuse(where, f"the keyword {name!r}, which is not checked there", "leave it out")
             if name == "pattern":
                 try:
                     re.compile(value)
@@ -170,6 +182,7 @@ class _Compiler:
             found = TypedSchema(_SCALARS[name][0], False, _SCALARS[name][1])
         else:
             _refuse(where, f"type {name!r}" if name else "no type", "give it a type")
+        self._refuse_others(schema, where, _KEYWORDS[name])
         bounds = [(k, v) for k, v in schema.items() if k in _CHECKS] if self._check else []
         return found._replace(convert=_bounded(found.convert, bounds)) if bounds else found
 

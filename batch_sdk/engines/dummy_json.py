@@ -74,6 +74,10 @@ class _Drawer:
             return draws.random() < 0.5
         if kind == "null":
             return None
-        low = schema.get("minimum", schema.get("exclusiveMinimum", 0 if kind == "number" else -1) + 1)
-        high = schema.get("maximum", schema.get("exclusiveMaximum", low + 101) - 1)
+        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+        low = schema.get("minimum", None if above is None else above + 1)
+        high = schema.get("maximum", None if below is None else below - 1)
+        if low is None:
+            low = 0 if high is None else high - 100
+        high = low + 100 if high is None else high
         return draws.randint(low, high) if kind == "integer" else draws.uniform(low, high)

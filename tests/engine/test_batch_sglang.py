@@ -148,7 +148,7 @@ class TestGenerate:
         out = generate(table, generator, ebnf='root ::= "left" | "right"', **hot)
         assert set(out.column("response").to_pylist()) <= {"left", "right"}
         broken = generate(table.slice(0, 1), generator, regex="[ab")
-        assert kinds(broken) == ["aborted"]
+        assert kinds(broken) == ["rejected"]
 
     def test_samples_log_probabilities_and_row_sampling(self, generator):
         table = pa.table({"text": PROMPTS[:4], "budget": [2, 5, None, 3]})
