@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_sdk.engines.base import GenerateResult
-from batch_sdk.errors import EngineError, RowError, RowErrorKind
+from batch_sdk.errors import EngineError, RowError
 from batch_sdk.job import GenerateJob
 from batch_sdk.schema import ERROR_TYPE, error_array
 from batch_sdk.structured import Constraint, make_constraint
@@ -64,12 +64,14 @@ class Answers:
             return result
         if self._n == 1:
             value = self.constraint.value(result.text, result.finish_reason)
-            return _failed(result, value) if isinstance(value, RowError) else result._replace(text=value)
+            return (
+                failed(result.position, value) if isinstance(value, RowError) else result._replace(text=value)
+            )
         values: list[Any] = []
         for index, (text, reason) in enumerate(zip(result.text, result.finish_reason or (), strict=True)):
             value = self.constraint.value(text, reason)
             if isinstance(value, RowError):
-                return _failed(result, value._replace(message=f"sample {index}: {value.message}"))
+                return failed(result.position, value._replace(message=f"sample {index}: {value.message}"))
             values.append(value)
         return result._replace(text=values)
 
@@ -85,8 +87,3 @@ class Answers:
 def failed(position: int, error: RowError) -> GenerateResult:
     """Return the result of a row that ended in an error."""
     return GenerateResult(position, None, None, None, None, error)
-
-
-def _failed(result: GenerateResult, error: RowError) -> GenerateResult:
-    assert error.kind is RowErrorKind.INVALID_OUTPUT
-    return failed(result.position, error)

@@ -107,6 +107,8 @@ class Template:
             ) from error
         except jinja2.TemplateError as error:
             raise PromptError(f"the {name} template does not compile: {error}", "valid Jinja2") from error
+        # Jinja copies these for every row, and its ChainMap costs as much to copy as a short text to render.
+        self._template.globals = dict(self._template.globals)
         self._refuse_unsafe(tree)
         # Globals are searched for too: a column may be called like one of them, and then it wins.
         bare = ImmutableSandboxedEnvironment()

@@ -106,13 +106,6 @@ def make_constraint(
     return _model_constraint(response_format)
 
 
-def json_schema_of(response_format: Any) -> dict[str, Any]:
-    """Return the JSON schema that responses are held to, for a pydantic model or a schema itself."""
-    return (
-        dict(response_format) if isinstance(response_format, Mapping) else response_format.model_json_schema()
-    )
-
-
 def _json_constraint(schema: Mapping[str, Any]) -> Constraint:
     typed = typed_schema(schema)
 
@@ -126,7 +119,7 @@ def _model_constraint(model: Any) -> Constraint:
     import pydantic
 
     try:
-        accepted = json_schema_of(model)
+        accepted = model.model_json_schema()
         # What the model gives back may differ from what it takes: defaults filled in, decimals as strings.
         typed = typed_schema(model.model_json_schema(mode="serialization"), check=False)
     except pydantic.errors.PydanticUserError as error:

@@ -161,7 +161,9 @@ class TestGenerate:
             assert len(ids) == len(logprobs) == count
             assert all(value <= 0 for value in logprobs)
         tokenizer = generator._engine.tokenizer_manager.tokenizer
-        decoded = [tokenizer.decode(ids) for ids in out.column("token_ids").to_pylist()]
+        decoded = [
+            tokenizer.decode(ids, skip_special_tokens=True) for ids in out.column("token_ids").to_pylist()
+        ]
         assert decoded == out.column("response").to_pylist()
         several = generate(table, generator, n=3, temperature=1.5, **options)
         assert kinds(several) == [None] * 4

@@ -92,6 +92,15 @@ def test_dictionary_roles_and_no_rows(jobs, prompts):
     assert jobs.generate(table.slice(0, 0), None, messages="chat").num_rows == 0
 
 
+def test_messages_that_are_not_utf8_end_their_row(jobs, prompts):
+    raw = pa.array([b"good", b"\xff"], pa.binary())
+    content = pa.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+    inner = pa.StructArray.from_arrays([pa.array(["user"] * 2), content], ["role", "content"])
+    table = pa.table({"chat": pa.ListArray.from_arrays([0, 1, 2], inner), "id": [0, 1]})
+    assert kinds(jobs.generate(table, None, messages="chat", keep=["id"])) == [None, "prompt_error"]
+    assert prompts == [[{"role": "user", "content": "good"}]]
+
+
 def test_only_needed_columns_are_read(jobs):
     plan = batch_sdk.plan.GeneratePlan(
         batch_sdk.GenerateJob(model="m", messages=MESSAGES, keep=[], sampling_columns={"seed": "unused"}),
