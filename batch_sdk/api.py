@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from batch_sdk.engines import Engine, create_engine
 from batch_sdk.engines.base import Task
 from batch_sdk.errors import OptionError, check_names
 from batch_sdk.job import ChatMode, EmbedJob, GenerateJob
+from batch_sdk.messages import Messages
 from batch_sdk.plan import EmbedPlan, GeneratePlan
 from batch_sdk.runner import run_job
 from batch_sdk.sampling import SamplingOptions, SamplingParams
 from batch_sdk.sinks import open_sink
 from batch_sdk.sources import open_source
 from batch_sdk.summary import BatchResult, JobSummary
+from batch_sdk.truncation import OnTooLong
 
 Output = str | os.PathLike[str] | None
 
@@ -24,13 +26,22 @@ Output = str | os.PathLike[str] | None
 def generate(
     data: Any,
     *,
-    prompt: str,
+    prompt: str | None = None,
+    messages: Messages | None = None,
     model: str | Engine,
     output: Output = None,
     engine: str = "sglang",
     engine_options: dict[str, Any] | None = None,
     system: str | None = None,
     chat: ChatMode = "auto",
+    response_format: Any = None,
+    regex: str | None = None,
+    ebnf: str | None = None,
+    choice: Sequence[str] | None = None,
+    n: int = 1,
+    logprobs: bool = False,
+    on_too_long: OnTooLong = "error",
+    sampling_columns: Mapping[str, str] | None = None,
     keep: Sequence[str] | None = None,
     response_column: str = "response",
     details_prefix: str = "",
@@ -45,10 +56,10 @@ def generate(
 ) -> Any:
     """Generate one text for every row of a table.
 
-    The output has the input's rows in the input's order, the columns of `keep`, and: the response (string),
-    `prompt_tokens` and `completion_tokens` (int32), `finish_reason` (string), `error` (struct of kind and
-    message, null where the row is fine). A row without a result has nulls and an error; it never stops the
-    job.
+    The output has the input's rows in the input's order, the columns of `keep`, and: the response (string, or
+    the type of `response_format`), `prompt_tokens` and `completion_tokens` (int32), `finish_reason` (string),
+    `error` (struct of kind and message, null where the row is fine). A row without a result has nulls and an
+    error; it never stops the job.
 
     Args:
         data: a Polars DataFrame or LazyFrame, a pyarrow Table, RecordBatch or RecordBatchReader, anything
@@ -56,6 +67,8 @@ def generate(
         prompt: Jinja2 template over the columns, e.g. `"Summarise: {{ body }}"`; `row['any name']` reaches
             columns whose names are no identifiers. Printing a null makes the row a `null_input` error; `{{ x
             or '' }}` does not.
+        messages: instead of `prompt`, a whole chat: dicts of `role` and `content`, a template, or the name of
+            a column that holds lists of such structs. Goes through the model's chat template.
         model: path or hub name; or a started `Engine`, which then serves this call and is left running.
         output: a path ending in `.parquet` for one file, any other path for a directory of parts, None for a
             table in memory.
@@ -64,6 +77,20 @@ def generate(
         system: template of a system message.
         chat: True sends prompts through the model's chat template, False as they are, "auto" does what the
             model has.
+        response_format: a pydantic model class, a JSON schema as a dict, or the path of a JSON schema file.
+            Responses are held to it, and the response column is a struct of its type. A response that does
+            not fit, because `max_new_tokens` cut it for one, is an `invalid_output` error.
+        regex: a regular expression that responses match.
+        ebnf: a grammar that responses follow. Regular expression and grammar in the dialect of the engine's
+            grammar backend; their responses stay strings and are not checked again.
+        choice: the texts that a response may be. One at most of these four.
+        n: samples of a row; over 1, the response and `finish_reason` are lists and `completion_tokens` is the
+            sum. A row of which one sample has an error has an error.
+        logprobs: add the columns `logprobs` (list<float32>) and `token_ids` (list<int32>) of the chosen tokens.
+        on_too_long: "error" makes a prompt that leaves no room for `max_new_tokens` a `too_long` error;
+            "truncate_left", "truncate_right" and "truncate_middle" cut its tokens there, and add the column
+            `prompt_truncated` (int32, tokens cut).
+        sampling_columns: sampling option -> column with its value row by row; null means the job's own value.
         keep: input columns to pass through; None is all, [] is none.
         response_column: name of the response column.
         details_prefix: put before the names of the other new columns.
@@ -93,8 +120,17 @@ def generate(
         batch_rows=batch_rows,
         limit_rows=limit_rows,
         prompt=prompt,
+        messages=messages,
         system=system,
         chat=chat,
+        response_format=response_format,
+        regex=regex,
+        ebnf=ebnf,
+        choice=choice,
+        n=n,
+        logprobs=logprobs,
+        on_too_long=on_too_long,
+        sampling_columns=sampling_columns,
         sampling=SamplingParams.from_mapping(sampling),
         response_column=response_column,
     )

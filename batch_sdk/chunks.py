@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batch_sdk.answers import Answers, failed
 from batch_sdk.engines.base import (
     EmbedRequest,
     EmbedResult,
@@ -26,7 +27,9 @@ from batch_sdk.engines.base import (
     Result,
 )
 from batch_sdk.errors import EngineError, RowError, RowErrorKind
+from batch_sdk.row_sampling import RowSampling
 from batch_sdk.schema import error_array
+from batch_sdk.truncation import OnTooLong
 
 BuildPrompt = Callable[[dict[str, Any]], Prompt | RowError]
 
@@ -48,6 +51,9 @@ class Tally:
 
 class _Undecodable:
     """Stands for a string whose bytes are not UTF-8."""
+
+    def __repr__(self) -> str:
+        return "(no valid UTF-8)"
 
 
 _UNDECODABLE = _Undecodable()
@@ -127,13 +133,19 @@ class GenerateChunk(Chunk):
         *,
         columns: Sequence[str],
         build: BuildPrompt,
-        sampling: dict[str, Any],
+        sampling: RowSampling,
+        answers: Answers,
+        logprobs: bool,
+        on_too_long: OnTooLong,
     ) -> None:
         super().__init__(position, batch, kept, tally)
         self._names = list(columns)
+        self._answers = answers
+        self._logprobs = logprobs
+        self._on_too_long = on_too_long
+        self._sampling = sampling.rows([_values(batch.column(name)) for name in sampling.columns])
         self._columns = [_values(batch.column(name)) for name in columns]
         self._build = build
-        self._sampling = sampling
         self._results: list[GenerateResult | None] = [None] * self.rows
 
     def _prompt(self, row: int) -> Prompt | RowError:
@@ -145,18 +157,21 @@ class GenerateChunk(Chunk):
     def take(self, room: int) -> list[Request]:
         """Render the next prompts."""
         requests: list[Request] = []
-        failed: list[int] = []
+        refused: list[int] = []
         end = min(self.rows, self.taken + room)
         for row in range(self.taken, end):
-            prompt = self._prompt(row)
-            if isinstance(prompt, RowError):
-                self._results[row] = GenerateResult(self.position + row, None, None, None, None, prompt)
-                self._tally.fail(prompt)
-                failed.append(row)
+            position, prompt, sampling = self.position + row, self._prompt(row), self._sampling(row)
+            if isinstance(prompt, RowError) or isinstance(sampling, RowError):
+                error = prompt if isinstance(prompt, RowError) else sampling
+                self._results[row] = failed(position, error)
+                self._tally.fail(error)
+                refused.append(row)
             else:
-                requests.append(GenerateRequest(self.position + row, prompt, self._sampling))
+                requests.append(
+                    GenerateRequest(position, prompt, sampling, self._logprobs, self._on_too_long)
+                )
         self.taken = end
-        self._finish(failed)
+        self._finish(refused)
         return requests
 
     def accept(self, result: Result) -> None:
@@ -166,6 +181,7 @@ class GenerateChunk(Chunk):
             raise EngineError(
                 f"the engine returned a result for row {result.position} that it was not asked for"
             )
+        result = self._answers.typed(result)
         self._results[row] = result
         if result.error is not None:
             self._tally.fail(result.error)
@@ -176,17 +192,10 @@ class GenerateChunk(Chunk):
         self._finish((row,))
 
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
-        """Append the response, token counts, finish reason and error."""
+        """Append the columns of the job's `Answers`."""
         results = [result for result in self._results if result is not None]
         assert len(results) == self.rows, "to_batch() on a chunk that is not finished"
-        added = [
-            pa.array([r.text for r in results], pa.string()),
-            pa.array([r.prompt_tokens for r in results], pa.int32()),
-            pa.array([r.completion_tokens for r in results], pa.int32()),
-            pa.array([r.finish_reason for r in results], pa.string()),
-            error_array([r.error for r in results]),
-        ]
-        return pa.RecordBatch.from_arrays([*self._kept, *added], schema=schema)
+        return pa.RecordBatch.from_arrays([*self._kept, *self._answers.arrays(results)], schema=schema)
 
 
 class EmbedChunk(Chunk):

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from batch_sdk import show
+from batch_sdk import cli_prompts, show
 from batch_sdk.api import embed, generate
 from batch_sdk.engines import ENGINES
 from batch_sdk.errors import BatchError, EngineError, OptionError
@@ -131,6 +131,7 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--prompt", "-p", help="Jinja2 template over the columns, e.g. 'Summarise: {{ body }}'"
     )
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the template from a file")
+    cli_prompts.add_options(gen, prompt)
     gen.add_argument("--system", help="template of a system message")
     gen.add_argument(
         "--chat",
@@ -190,9 +191,9 @@ def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _prompt(args: argparse.Namespace) -> str:
-    if args.prompt is not None:
-        return str(args.prompt)
+def _prompt(args: argparse.Namespace) -> str | None:
+    if args.prompt_file is None:
+        return args.prompt
     try:
         return str(args.prompt_file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -229,6 +230,7 @@ def _run(args: argparse.Namespace) -> int:
             system=args.system,
             chat=chat,
             response_column=args.response_column,
+            **cli_prompts.options(args),
             **shared,
             **sampling,
         )

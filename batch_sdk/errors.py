@@ -74,6 +74,10 @@ class RowErrorKind(StrEnum):
     """The engine refused this row as invalid."""
     ABORTED = "aborted"
     """The engine began this row and gave it up."""
+    INVALID_SAMPLING = "invalid_sampling"
+    """A column holds a sampling parameter that is out of range."""
+    INVALID_OUTPUT = "invalid_output"
+    """The response is not what the schema asked for; the message has its beginning."""
 
 
 class RowError(NamedTuple):

@@ -6,12 +6,16 @@ and, one day, written into a manifest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from batch_sdk.errors import OptionError
+from batch_sdk.messages import Messages, check_messages
+from batch_sdk.row_sampling import check_sampling_columns
 from batch_sdk.sampling import SamplingParams
+from batch_sdk.structured import check_constraints
+from batch_sdk.truncation import ON_TOO_LONG, OnTooLong
 
 ChatMode = bool | Literal["auto"]
 
@@ -71,24 +75,44 @@ class GenerateJob(Job):
     """One generated text per row.
 
     Attributes:
-        prompt: Jinja2 template over the columns.
+        prompt: Jinja2 template over the columns; or None, and `messages` instead.
+        messages: a whole chat: `{"role", "content"}` dicts whose contents are templates, or the name of a
+            column with a list of such structs.
         system: Jinja2 template of the system message, or None. Needs a chat template, so `chat` may not be
             False.
         chat: True sends the prompt as a user message through the model's chat template, False sends it as it
             is, "auto" does the first where the model has a chat template.
         sampling: the same for all rows.
+        sampling_columns: sampling option -> column that holds it row by row; a null means `sampling`'s value.
+        n: samples of every row; over 1, the response column is a list.
+        logprobs: add the chosen tokens' ids and log-probabilities.
+        response_format: a pydantic model, or a JSON schema as a dict or (on construction) a file's path.
+        regex: regular expression that every response matches, in the dialect of the engine's grammar backend.
+        ebnf: grammar of every response, in that dialect.
+        choice: the texts that a response may be. Of these last four, one at most.
+        on_too_long: "error" makes a prompt that is too long a `too_long` error; the others cut its tokens.
         response_column: name of the column with the generated text.
     """
 
-    prompt: str
+    prompt: str | None = None
+    messages: Messages | None = None
     system: str | None = None
     chat: ChatMode = "auto"
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling_columns: Mapping[str, str] | None = None
+    n: int = 1
+    logprobs: bool = False
+    response_format: Any = None
+    regex: str | None = None
+    ebnf: str | None = None
+    choice: Sequence[str] | None = None
+    on_too_long: OnTooLong = "error"
     response_column: str = "response"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _text("prompt", self.prompt)
+        self._check_prompt()
+        self._check_output()
         _text("response_column", self.response_column)
         if self.chat not in (True, False, "auto") or (
             isinstance(self.chat, int) and type(self.chat) is not bool
@@ -102,6 +126,43 @@ class GenerateJob(Job):
                     "a chat template to put it into",
                     "drop chat=False, or write the system text into the prompt",
                 )
+
+    def _check_prompt(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            given = (
+                "neither prompt= nor messages=" if self.prompt is None else "prompt= together with messages="
+            )
+            raise OptionError(given, "one of them")
+        if self.messages is None:
+            _text("prompt", self.prompt)
+            return
+        object.__setattr__(self, "messages", check_messages(self.messages))
+        if self.system is not None:
+            raise OptionError("system= together with messages=", 'a message with "role": "system"')
+        if self.chat is False:
+            raise OptionError(
+                "messages= with chat=False", "a chat template to put them into", "drop chat=False"
+            )
+
+    def _check_output(self) -> None:
+        _positive("n", self.n)
+        if not isinstance(self.logprobs, bool):
+            raise OptionError(f"logprobs={self.logprobs!r}", "True or False")
+        if self.on_too_long not in ON_TOO_LONG:
+            raise OptionError(f"on_too_long={self.on_too_long!r}", f"one of: {', '.join(ON_TOO_LONG)}")
+        columns = check_sampling_columns(self.sampling_columns)
+        object.__setattr__(self, "sampling_columns", columns)
+        if self.n > 1 and self.sampling.temperature == 0 and "temperature" not in columns:
+            raise OptionError(f"n={self.n} with temperature=0", "a temperature at which samples differ")
+        if self.n > 1 and (self.sampling.seed is not None or "seed" in columns):
+            raise OptionError(
+                f"n={self.n} with a seed, which would make all samples of a row the same",
+                "n without a seed",
+                "for samples that can be repeated, repeat the rows and give each a seed by sampling_columns",
+            )
+        given = check_constraints(self.response_format, self.regex, self.ebnf, self.choice)
+        object.__setattr__(self, "response_format", given[0])
+        object.__setattr__(self, "choice", given[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,19 @@ from functools import partial
 
 import pyarrow as pa
 
+from batch_sdk.answers import Answers
 from batch_sdk.chunks import Chunk, EmbedChunk, GenerateChunk, Tally
 from batch_sdk.engines.base import EngineInfo, Task
-from batch_sdk.errors import EngineError, PromptError
+from batch_sdk.errors import EngineError, OptionError, PromptError
 from batch_sdk.flow import MakeChunk
 from batch_sdk.job import EmbedJob, GenerateJob, Job
+from batch_sdk.messages import MessageColumn, MessageTemplates
 from batch_sdk.prompts import PromptBuilder
+from batch_sdk.row_sampling import RowSampling
 from batch_sdk.schema import (
     check_input,
     check_text_column,
     embed_fields,
-    generate_fields,
     kept_fields,
     output_schema,
 )
@@ -65,17 +67,28 @@ class GeneratePlan(Plan):
     def __init__(self, job: GenerateJob, schema: pa.Schema) -> None:
         super().__init__(job, schema)
         self._job = job
-        self._sampling = job.sampling.to_request()
-        self._prompts = PromptBuilder(job.prompt, job.system, schema.names)
-        self._set_read(schema, self._prompts.columns)
-        self.provisional = output_schema(self._kept_fields, generate_fields(job), "response_column")
+        self._answers = Answers(job)
+        extra = {"n": job.n} if job.n > 1 else {}
+        extra |= self._answers.constraint.sampling
+        self._sampling = RowSampling(job.sampling, job.sampling_columns or {}, extra, schema)
+        self._prompts = _prompts(job, schema)
+        self._set_read(schema, (*self._prompts.columns, *self._sampling.columns))
+        self.provisional = output_schema(self._kept_fields, self._answers.fields, "response_column")
 
     def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
         """Decide about the chat template."""
         job = self._job
+        if job.on_too_long != "error" and info.max_input_tokens is None:
+            raise OptionError(
+                f"on_too_long={job.on_too_long!r}, but the engine does not say how long an input may be",
+                "an engine that does",
+                "drop on_too_long, and engine options by which the engine cuts inputs itself",
+            )
         chat = info.has_chat_template if job.chat == "auto" else bool(job.chat)
+        chat = chat or job.messages is not None
         if not info.has_chat_template and (chat or job.system is not None):
-            asked = "a system message" if job.system is not None else "chat=True"
+            asked = "messages=" if job.messages is not None else "chat=True"
+            asked = asked if job.system is None else "a system message"
             raise PromptError(
                 f"{asked}, but the model {info.model!r} has no chat template",
                 "a model with one",
@@ -92,7 +105,19 @@ class GeneratePlan(Plan):
             columns=self._prompts.columns,
             build=partial(self._prompts.build, chat=chat),
             sampling=self._sampling,
+            answers=self._answers,
+            logprobs=self._job.logprobs,
+            on_too_long=self._job.on_too_long,
         )
+
+
+def _prompts(job: GenerateJob, schema: pa.Schema) -> PromptBuilder | MessageTemplates | MessageColumn:
+    if isinstance(job.messages, str):
+        return MessageColumn(job.messages, schema)
+    if job.messages is not None:
+        return MessageTemplates(job.messages, schema.names)
+    assert job.prompt is not None
+    return PromptBuilder(job.prompt, job.system, schema.names)
 
 
 class EmbedPlan(Plan):

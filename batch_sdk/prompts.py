@@ -199,6 +199,38 @@ def _row_keys(tree: nodes.Template) -> set[str] | None:
     return keys if uses == indexed else None
 
 
+class RowTemplates:
+    """Templates that are filled in from the same row.
+
+    Raises:
+        ColumnError: see `Template.columns`.
+    """
+
+    def __init__(self, templates: Sequence[Template], available: Sequence[str]) -> None:
+        self._templates = templates
+        used = {name for template in templates for name in template.columns(available)}
+        self.columns = tuple(name for name in available if name in used)
+        self._with_row = _ROW not in available and any(template.uses_row for template in templates)
+
+    def render(self, row: dict[str, Any]) -> list[str] | RowError:
+        """Return the texts in order, or why there are none.
+
+        Args:
+            row: the values of `self.columns`; nulls as None. Changed in place.
+        """
+        for name, value in row.items():
+            if value is None:
+                row[name] = NullValue(name)
+        if self._with_row:
+            row[_ROW] = dict(row)
+        try:
+            return [template.render(row) for template in self._templates]
+        except NullInputError as error:
+            return RowError(RowErrorKind.NULL_INPUT, str(error))
+        except _RENDER_ERRORS as error:
+            return RowError(RowErrorKind.PROMPT_ERROR, f"{type(error).__name__}: {error}")
+
+
 class PromptBuilder:
     """Turns rows into prompts.
 
@@ -212,14 +244,11 @@ class PromptBuilder:
     """
 
     def __init__(self, prompt: str, system: str | None, available: Sequence[str]) -> None:
-        self._prompt = Template(prompt, "prompt")
-        self._system = Template(system, "system") if system is not None else None
-        used = set(self._prompt.columns(available))
-        if self._system is not None:
-            used |= set(self._system.columns(available))
-        self.columns = tuple(name for name in available if name in used)
-        templates = [self._prompt, *([self._system] if self._system is not None else [])]
-        self._with_row = _ROW not in available and any(template.uses_row for template in templates)
+        templates = [Template(prompt, "prompt")]
+        if system is not None:
+            templates.append(Template(system, "system"))
+        self._templates = RowTemplates(templates, available)
+        self.columns = self._templates.columns
 
     def build(self, row: dict[str, Any], chat: bool) -> Prompt | RowError:
         """Return the row's prompt, or why it has none.
@@ -228,21 +257,11 @@ class PromptBuilder:
             row: the values of `self.columns`; nulls as None. Changed in place.
             chat: True for messages, False for plain text.
         """
-        for name, value in row.items():
-            if value is None:
-                row[name] = NullValue(name)
-        if self._with_row:
-            row[_ROW] = dict(row)
-        try:
-            text = self._prompt.render(row)
-            if not chat:
-                return text
-            messages: list[Message] = []
-            if self._system is not None:
-                messages.append({"role": "system", "content": self._system.render(row)})
-        except NullInputError as error:
-            return RowError(RowErrorKind.NULL_INPUT, str(error))
-        except _RENDER_ERRORS as error:
-            return RowError(RowErrorKind.PROMPT_ERROR, f"{type(error).__name__}: {error}")
-        messages.append({"role": "user", "content": text})
+        texts = self._templates.render(row)
+        if isinstance(texts, RowError):
+            return texts
+        if not chat:
+            return texts[0]
+        messages: list[Message] = [{"role": "system", "content": text} for text in texts[1:]]
+        messages.append({"role": "user", "content": texts[0]})
         return messages

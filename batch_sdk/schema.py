@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from batch_sdk.errors import ColumnError, RowError, SourceError, nearest
-from batch_sdk.job import EmbedJob, GenerateJob, Job
+
+if TYPE_CHECKING:
+    # Jobs check their options with this module.
+    from batch_sdk.job import EmbedJob, Job
 
 ERROR_TYPE = pa.struct([("kind", pa.string()), ("message", pa.string())])
 """Type of the error column: null where the row is fine."""
@@ -41,18 +45,6 @@ def kept_fields(job: Job, schema: pa.Schema) -> list[pa.Field]:
                 f"some of: {', '.join(schema.names)}",
             )
     return [schema.field(name) for name in job.keep]
-
-
-def generate_fields(job: GenerateJob) -> list[pa.Field]:
-    """Return the fields that a generate job adds."""
-    prefix = job.details_prefix
-    return [
-        pa.field(job.response_column, pa.string()),
-        pa.field(f"{prefix}prompt_tokens", pa.int32()),
-        pa.field(f"{prefix}completion_tokens", pa.int32()),
-        pa.field(f"{prefix}finish_reason", pa.string()),
-        pa.field(f"{prefix}error", ERROR_TYPE),
-    ]
 
 
 def embed_fields(job: EmbedJob, size: int) -> list[pa.Field]:

@@ -16,21 +16,28 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from batch_sdk.errors import RowError
+from batch_sdk.truncation import OnTooLong
 
 Task = Literal["generate", "embed"]
 Message = dict[str, str]
-"""`{"role": "system" | "user", "content": text}`."""
+"""`{"role": "system" | "user" | ..., "content": text}`."""
 Prompt = str | list[Message]
 """Text that goes to the model as it is, or messages that the engine puts through the model's chat
 template."""
 
 
 class GenerateRequest(NamedTuple):
-    """One row to generate for. `sampling` is shared between requests: engines must not change it."""
+    """One row to generate for. `sampling` is shared between requests: engines must not change it.
+
+    `sampling` has SGLang's names; with `n` over 1 the one result holds n samples. `logprobs` asks for the
+    chosen tokens. `on_too_long` says what becomes of a prompt that leaves no room for `max_new_tokens`.
+    """
 
     position: int
     prompt: Prompt
     sampling: dict[str, Any]
+    logprobs: bool = False
+    on_too_long: OnTooLong = "error"
 
     @property
     def rows(self) -> int:
@@ -40,14 +47,23 @@ class GenerateRequest(NamedTuple):
 
 class GenerateResult(NamedTuple):
     """One finished row: either `text` and `finish_reason`, or `error`. Token counts are None where
-    unknown."""
+    unknown.
+
+    With `n` over 1, `text`, `finish_reason`, `logprobs` and `token_ids` are lists of n, and
+    `completion_tokens` is the sum. `logprobs` and `token_ids` are the chosen tokens', where they were asked
+    for. `prompt_truncated` is the number of prompt tokens that were cut; `prompt_tokens` counts the rest. A
+    chunk replaces `text` by its typed value.
+    """
 
     position: int
-    text: str | None
+    text: Any
     prompt_tokens: int | None
     completion_tokens: int | None
-    finish_reason: str | None
+    finish_reason: str | list[str] | None
     error: RowError | None = None
+    logprobs: list[Any] | None = None
+    token_ids: list[Any] | None = None
+    prompt_truncated: int | None = None
 
 
 class EmbedRequest(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,7 +23,9 @@ from batch_sdk.engines.base import (
     Result,
     Task,
 )
+from batch_sdk.engines.dummy_json import break_json, draw_json
 from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind, check_names
+from batch_sdk.truncation import truncated
 
 # 32 words: five bits of the prompt's hash choose each one.
 _WORDS = (
@@ -36,7 +39,8 @@ class DummyOptions:
     """Options of the dummy engine.
 
     Attributes:
-        words: words in a response, if `max_new_tokens` allows.
+        words: words in a response, if `max_new_tokens` allows; under a JSON schema it is as long as it is.
+        broken_json: share of the responses under a JSON schema that do not fit it.
         embedding_size: floats in a vector.
         max_input_tokens: longer inputs (in words) end as `too_long`; None is no limit.
         chat_template: whether it claims to have one.
@@ -48,6 +52,7 @@ class DummyOptions:
     """
 
     words: int = 8
+    broken_json: float = 0.0
     embedding_size: int = 16
     max_input_tokens: int | None = None
     chat_template: bool = True
@@ -67,6 +72,8 @@ class DummyOptions:
 
 class DummyEngine(Engine):
     """Answers at once, from a hash of the input. A token is a word.
+
+    Of the grammars it knows JSON schemas; it pays no attention to the others.
 
     Tests read `peak_rows_in_flight`, and `peak_span_rows`: the largest distance from the oldest row in flight
     to the newest one submitted, plus one.
@@ -169,16 +176,46 @@ class DummyEngine(Engine):
         prompt = request.prompt
         if not isinstance(prompt, str):
             prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-        tokens = len(prompt.split())
-        error = self._refusal(prompt, tokens)
+        tokens = prompt.split()
+        limit = self.options.max_input_tokens
+        cut = 0
+        if limit is not None and request.on_too_long != "error" and len(tokens) > limit:
+            left = truncated(tokens, limit, request.on_too_long)
+            cut, tokens, prompt = len(tokens) - limit, list(left), " ".join(left)
+        error = self._refusal(prompt, len(tokens))
         if error is not None:
             return GenerateResult(request.position, None, None, None, None, error)
-        allowed: int = request.sampling.get("max_new_tokens", self.options.words)
-        count = min(self.options.words, allowed)
-        digest = hashlib.shake_128(prompt.encode()).digest(count)
-        text = " ".join([_WORDS[byte & 31] for byte in digest])
-        reason = "length" if allowed < self.options.words else "stop"
-        return GenerateResult(request.position, text, tokens, count, reason)
+        n = request.sampling.get("n", 1)
+        samples = [self._sample(prompt, index, request) for index in range(n)]
+        text, count, reason, logprobs, ids = samples[0]
+        if n > 1:
+            text, counts, reason, logprobs, ids = map(list, zip(*samples, strict=True))
+            count = sum(counts)
+        return GenerateResult(request.position, text, len(tokens), count, reason, None, logprobs, ids, cut)
+
+    def _sample(self, prompt: str, index: int, request: GenerateRequest) -> tuple[Any, Any, Any, Any, Any]:
+        seed = (prompt if index == 0 else f"{prompt}\0{index}").encode()
+        sampling = request.sampling
+        allowed: int = sampling.get("max_new_tokens", self.options.words)
+        if "json_schema" in sampling:
+            words, reason = self._json_words(sampling["json_schema"], seed, allowed)
+        else:
+            digest = hashlib.shake_128(seed).digest(min(self.options.words, allowed))
+            words = [_WORDS[byte & 31] for byte in digest]
+            reason = "length" if allowed < self.options.words else "stop"
+        text = " ".join(words)
+        if not request.logprobs:
+            return text, len(words), reason, None, None
+        ids = [zlib.crc32(word.encode()) & 0x7FFF for word in words]
+        return text, len(words), reason, [-(number % 97) / 16 for number in ids], ids
+
+    def _json_words(self, schema: str, seed: bytes, allowed: int) -> tuple[list[str], str]:
+        draws = random.Random(hashlib.shake_128(seed).digest(16))
+        text = draw_json(schema, draws, _WORDS)
+        if draws.random() < self.options.broken_json:
+            text = break_json(text, draws)
+        words = text.split(" ")
+        return words[:allowed], "length" if allowed < len(words) else "stop"
 
     def _embed(self, request: EmbedRequest) -> EmbedResult:
         size, texts = self.options.embedding_size, request.texts

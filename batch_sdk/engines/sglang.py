@@ -33,8 +33,10 @@ from batch_sdk.engines.base import (
     Result,
     Task,
 )
+from batch_sdk.engines.sglang_answers import generated
 from batch_sdk.engines.tasks import TaskPool
 from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind
+from batch_sdk.truncation import truncated
 
 _PROBE = "hello"
 # The scheduler's bound keeps five tokens free for output, and one for good measure; embeddings are not held
@@ -277,17 +279,35 @@ class SGLangEngine(Engine):
         return found
 
     async def _generate(self, request: GenerateRequest, ids: list[int] | RowError) -> GenerateResult:
-        error = (
-            ids if isinstance(ids, RowError) else self._too_long(len(ids), request.sampling["max_new_tokens"])
-        )
+        wanted = request.sampling["max_new_tokens"]
+        left = ids if isinstance(ids, RowError) else self._cut(ids, request)
+        error = left if isinstance(left, RowError) else self._too_long(len(left), wanted)
         if error is None:
             answer = await self._ask(
-                self._engine.async_generate(input_ids=ids, sampling_params=dict(request.sampling))
+                self._engine.async_generate(
+                    input_ids=left, sampling_params=dict(request.sampling), return_logprob=request.logprobs
+                )
             )
             if not isinstance(answer, RowError):
-                return _generated(request.position, answer)
+                result = generated(request.position, answer, request.logprobs)
+                return result._replace(prompt_truncated=len(ids) - len(left))
             error = answer
         return GenerateResult(request.position, None, None, None, None, error)
+
+    def _cut(self, ids: list[int], request: GenerateRequest) -> list[int]:
+        """Cut a prompt to what leaves room for the response, if the request says so and there is any room."""
+        assert self._info is not None
+        limit = self._info.max_input_tokens
+        if request.on_too_long == "error" or limit is None:
+            return ids
+        room = min(limit, self._context() - request.sampling["max_new_tokens"])
+        first = self._engine.tokenizer_manager.tokenizer.bos_token_id
+        fixed = 1 if ids[:1] == [first] else 0
+        return list(truncated(ids, room, request.on_too_long, fixed)) if room > 0 else ids
+
+    def _context(self) -> int:
+        manager = self._engine.tokenizer_manager
+        return manager.context_len - manager.num_reserved_tokens
 
     def _too_long(self, tokens: int, max_new_tokens: int = 0) -> RowError | None:
         assert self._info is not None
@@ -296,9 +316,7 @@ class SGLangEngine(Engine):
             return None
         if tokens > limit:
             return RowError(RowErrorKind.TOO_LONG, f"the input has {tokens} tokens, the model takes {limit}")
-        context = (
-            self._engine.tokenizer_manager.context_len - self._engine.tokenizer_manager.num_reserved_tokens
-        )
+        context = self._context()
         if tokens + max_new_tokens > context:
             return RowError(
                 RowErrorKind.TOO_LONG,
@@ -370,14 +388,3 @@ def _result(task: asyncio.Task[Result]) -> Result:
 
 def _size(found: dict[int, Any]) -> int | None:
     return next((len(a["embedding"]) for a in found.values() if not isinstance(a, RowError)), None)
-
-
-def _generated(position: int, answer: dict[str, Any]) -> GenerateResult:
-    meta = answer["meta_info"]
-    reason = meta["finish_reason"] or {"type": "stop"}
-    if reason["type"] == "abort":
-        error = RowError(RowErrorKind.ABORTED, str(reason.get("message") or "the engine aborted the request"))
-        return GenerateResult(position, None, None, None, None, error)
-    return GenerateResult(
-        position, answer["text"], meta["prompt_tokens"], meta["completion_tokens"], reason["type"]
-    )

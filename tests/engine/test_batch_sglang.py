@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 import pytest
 
 import batch_sdk
@@ -29,7 +32,10 @@ PROMPTS = [f"def add_{i}(a, b):\n    return a + b * {i}\n" * (1 + i % 5) for i i
 @pytest.fixture(scope="class")
 def generator(tiny_model_dir):
     before, handlers = children.pids(), [signal.getsignal(n) for n in OWN_SIGNALS]
-    with batch_sdk.create_engine("sglang", model=str(tiny_model_dir), task="generate") as engine:
+    # Without the flag a grammar allows white space without end, which a tiny model may like.
+    options = {"constrained_json_disable_any_whitespace": True}
+    model = str(tiny_model_dir)
+    with batch_sdk.create_engine("sglang", model=model, task="generate", options=options) as engine:
         yield engine
     assert children.since(before) == []
     assert [signal.getsignal(n) for n in OWN_SIGNALS] == handlers
@@ -111,6 +117,84 @@ class TestGenerate:
         out = generate(pa.table({"text": ["a", "b"]}), generator, stop_token_ids=[10**9])
         assert all(kind in (None, "rejected", "aborted") for kind in kinds(out))
         assert kinds(generate(pa.table({"text": ["a"]}), generator)) == [None]
+
+    def test_structured_output_is_structs_or_typed_errors(self, generator):
+        class Answer(pydantic.BaseModel):
+            kind: Literal["bug", "wish"]
+            tags: list[Literal["a", "b"]] = pydantic.Field(max_length=2)
+            good: bool
+            size: Literal[1, 22] | None
+
+        table = pa.table({"text": PROMPTS[:5]})
+        out = generate(table, generator, response_format=Answer, max_new_tokens=80, temperature=0.8)
+        assert pa.types.is_struct(out.schema.field("response").type)
+        assert kinds(out).count(None) >= 4, out.column("error").to_pylist()
+        for row, kind in zip(out.column("response").to_pylist(), kinds(out), strict=True):
+            assert (row is None) == (kind == "invalid_output")
+            assert row is None or Answer.model_validate(row)
+        cut = generate(table, generator, response_format=Answer, max_new_tokens=3)
+        assert kinds(cut) == ["invalid_output"] * 5
+        assert all("max_new_tokens cut" in e["message"] for e in cut.column("error").to_pylist())
+
+    def test_choice_regex_and_ebnf(self, generator):
+        choices = ["yes", 'say "no"', "a\\b", "x|y [0-9]", "Grüße 🌍", "line\nbreak"]
+        table = pa.table({"text": PROMPTS[:8]})
+        hot = {"max_new_tokens": 60, "temperature": 2.0}
+        out = generate(table, generator, choice=choices, **hot)
+        assert set(out.column("response").to_pylist()) <= set(choices), out.column("error").to_pylist()
+        assert len(set(out.column("response").to_pylist())) > 1
+        out = generate(table, generator, regex="[ab]{3}-[0-9]", **hot)
+        assert all(re.fullmatch("[ab]{3}-[0-9]", text) for text in out.column("response").to_pylist())
+        out = generate(table, generator, ebnf='root ::= "left" | "right"', **hot)
+        assert set(out.column("response").to_pylist()) <= {"left", "right"}
+        broken = generate(table.slice(0, 1), generator, regex="[ab")
+        assert kinds(broken) == ["rejected"]
+
+    def test_samples_log_probabilities_and_row_sampling(self, generator):
+        table = pa.table({"text": PROMPTS[:4], "budget": [2, 5, None, 3]})
+        options = {"sampling_columns": {"max_new_tokens": "budget"}, "ignore_eos": True, "logprobs": True}
+        out = generate(table, generator, **options)
+        assert out.column("completion_tokens").to_pylist() == [2, 5, 12, 3]
+        for ids, logprobs, count in zip(
+            *(out.column(n).to_pylist() for n in ("token_ids", "logprobs", "completion_tokens")), strict=True
+        ):
+            assert len(ids) == len(logprobs) == count
+            assert all(value <= 0 for value in logprobs)
+        tokenizer = generator._engine.tokenizer_manager.tokenizer
+        decoded = [
+            tokenizer.decode(ids, skip_special_tokens=True) for ids in out.column("token_ids").to_pylist()
+        ]
+        assert decoded == out.column("response").to_pylist()
+        several = generate(table, generator, n=3, temperature=1.5, **options)
+        assert kinds(several) == [None] * 4
+        assert several.column("completion_tokens").to_pylist() == [6, 15, 36, 9]
+        assert [len(set(row)) > 1 for row in several.column("response").to_pylist()].count(True) >= 3
+        assert [[len(one) for one in row] for row in several.column("logprobs").to_pylist()][1] == [5, 5, 5]
+
+    def test_over_long_prompts_are_cut_to_fit(self, generator):
+        limit = generator.max_input_tokens
+        table = pa.table({"text": ["short", "word " * (limit + 10)]})
+        for mode in ("truncate_left", "truncate_middle", "truncate_right"):
+            out = generate(table, generator, chat=False, on_too_long=mode, max_new_tokens=12)
+            assert kinds(out) == [None, None]
+            cut, left = out.column("prompt_truncated").to_pylist(), out.column("prompt_tokens").to_pylist()
+            assert cut[0] == 0
+            assert cut[1] > 0
+            assert left[1] <= limit
+            assert limit - 12 <= left[1]
+            whole = generator._engine.tokenizer_manager.tokenizer(table["text"][1].as_py())["input_ids"]
+            assert cut[1] + left[1] == len(whole)
+        huge = generate(table.slice(0, 1), generator, on_too_long="truncate_left", max_new_tokens=limit + 100)
+        assert kinds(huge) == ["too_long"]
+
+    def test_messages(self, generator):
+        chats = [[{"role": "user", "content": f"def f{i}(): pass"}] for i in range(3)]
+        table = pa.table({"text": [chat[0]["content"] for chat in chats], "chat": chats})
+        column = generate(table, generator, prompt=None, messages="chat")
+        listed = generate(table, generator, prompt=None, messages=[{"role": "user", "content": "{{ text }}"}])
+        assert kinds(column) == [None] * 3
+        tokens = generate(table, generator).column("prompt_tokens")
+        assert column.column("prompt_tokens") == listed.column("prompt_tokens") == tokens
 
     def test_a_shared_engine_survives_an_interrupted_job(self, generator, monkeypatch):
         wait = generator.wait

@@ -1,0 +1,53 @@
+"""SGLang's answers, as its `async_generate` gives them, as results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batch_sdk.engines.base import GenerateResult
+from batch_sdk.errors import RowError, RowErrorKind
+
+
+def generated(position: int, answer: dict[str, Any] | list[dict[str, Any]], logprobs: bool) -> GenerateResult:
+    """Return the result of one row.
+
+    Args:
+        position: the row's.
+        answer: one sample, or the list of n samples.
+        logprobs: whether they were asked for.
+    """
+    if isinstance(answer, dict):
+        return _sample(position, answer, logprobs)
+    samples = [_sample(position, one, logprobs) for one in answer]
+    for sample in samples:
+        if sample.error is not None:
+            return sample
+    return GenerateResult(
+        position,
+        [sample.text for sample in samples],
+        samples[0].prompt_tokens,
+        sum(sample.completion_tokens or 0 for sample in samples),
+        [str(sample.finish_reason) for sample in samples],
+        None,
+        [sample.logprobs for sample in samples] if logprobs else None,
+        [sample.token_ids for sample in samples] if logprobs else None,
+    )
+
+
+def _sample(position: int, answer: dict[str, Any], logprobs: bool) -> GenerateResult:
+    meta = answer["meta_info"]
+    reason = meta["finish_reason"] or {"type": "stop"}
+    if reason["type"] == "abort":
+        error = RowError(RowErrorKind.ABORTED, str(reason.get("message") or "the engine aborted the request"))
+        return GenerateResult(position, None, None, None, None, error)
+    tokens = meta["output_token_logprobs"] if logprobs else []
+    return GenerateResult(
+        position,
+        answer["text"],
+        meta["prompt_tokens"],
+        meta["completion_tokens"],
+        reason["type"],
+        None,
+        [token[0] for token in tokens] if logprobs else None,
+        [token[1] for token in tokens] if logprobs else None,
+    )
