@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from pathlib import Path
 
 from batch_sdk.errors import OutputError
+from batch_sdk.kinds import format_of
+from batch_sdk.remote import is_url, plain
 from batch_sdk.sinks.base import Sink
 from batch_sdk.sources.base import Source
 
@@ -22,13 +24,15 @@ def open_sink(
     """Return the sink for an output.
 
     Args:
-        output: None for a table in memory, of the input's kind; a path for Parquet.
+        output: None for a table in memory, of the input's kind; a path or URL whose ending chooses a file of
+            Parquet, Arrow or JSONL; any other local path for a directory of Parquet parts.
         source: the job's input; its files may not be the output.
         overwrite: whether an existing output may be replaced.
         rows_per_file: rows of a part, if the output is a directory.
 
     Raises:
-        OutputError: the output is not a path, is a URL, or is (or holds) one of the input's files.
+        OutputError: the output is not a path, is of a kind that is not written, or is (or holds) one of the
+            input's files.
     """
     if output is None:
         from batch_sdk.sinks.memory import MemorySink
@@ -38,18 +42,29 @@ def open_sink(
         raise OutputError(
             f"an output of type {type(output).__name__}", "a path, or None for a table in memory"
         )
-    return _parquet_sink(os.fspath(output), source, overwrite, rows_per_file)
+    return _path_sink(os.fspath(output), source, overwrite, rows_per_file)
 
 
-def _parquet_sink(output: str, source: Source, overwrite: bool, rows_per_file: int) -> Any:
-    from batch_sdk.sinks.parquet import ParquetSink
+def _path_sink(output: str, source: Source, overwrite: bool, rows_per_file: int) -> Sink:
+    if not output:
+        raise OutputError("the output ''", "a path")
+    found = format_of(output)
+    if is_url(output):
+        if output in source.urls:
+            raise OutputError(f"the output {output!r} is the input's own place", "another path")
+        from batch_sdk.sinks.files import url_sink
 
-    if "://" in output or not output:
-        raise OutputError(f"the output {output!r}", "a local path")
-    sink = ParquetSink(output, overwrite=overwrite, rows_per_file=rows_per_file)
-    target = sink.target.resolve()
+        return url_sink(output, found, overwrite)
+    output = plain(output)
+    target = Path(output).resolve()
     for path in source.paths:
         read = path.resolve()
         if read == target or target in read.parents:
             raise OutputError(f"the output {output!r} is the input's own place", "another path")
-    return sink
+    if found is None or found.kind == "parquet":
+        from batch_sdk.sinks.parquet import ParquetSink
+
+        return ParquetSink(output, overwrite=overwrite, rows_per_file=rows_per_file)
+    from batch_sdk.sinks.files import local_sink
+
+    return local_sink(output, found, overwrite)
