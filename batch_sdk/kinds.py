@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-Kind = Literal["parquet", "arrow", "jsonl", "csv", "tsv"]
+FileKind = Literal["parquet", "arrow", "jsonl", "csv", "tsv"]
 Codec = Literal["gzip", "bz2", "xz", "zstd"]
 
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, FileKind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".arrows": "arrow",
@@ -29,7 +29,7 @@ KNOWN = f"{', '.join(_KINDS)}; {', '.join(f'.{kind}' for kind in _TEXT)} also wi
 class Format(NamedTuple):
     """A kind of table and, for text, how the file is compressed."""
 
-    kind: Kind
+    kind: FileKind
     codec: Codec | None
 
 

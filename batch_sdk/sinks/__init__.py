@@ -11,7 +11,7 @@ from batch_sdk.remote import is_url, plain
 from batch_sdk.sinks.base import Sink
 from batch_sdk.sources.base import Source
 
-__all__ = ["Sink", "open_sink"]
+__all__ = ["Sink", "open_lines_sink", "open_sink"]
 
 
 def open_sink(
@@ -42,29 +42,37 @@ def open_sink(
         raise OutputError(
             f"an output of type {type(output).__name__}", "a path, or None for a table in memory"
         )
-    return _path_sink(os.fspath(output), source, overwrite, rows_per_file)
-
-
-def _path_sink(output: str, source: Source, overwrite: bool, rows_per_file: int) -> Sink:
-    if not output:
-        raise OutputError("the output ''", "a path")
-    found = format_of(output)
-    if is_url(output):
-        if output in source.urls:
-            raise OutputError(f"the output {output!r} is the input's own place", "another path")
-        from batch_sdk.sinks.files import url_sink
-
-        return url_sink(output, found, overwrite)
-    output = plain(output)
-    target = Path(output).resolve()
-    for path in source.paths:
-        read = path.resolve()
-        if read == target or target in read.parents:
-            raise OutputError(f"the output {output!r} is the input's own place", "another path")
-    if found is None or found.kind == "parquet":
+    path = _checked(os.fspath(output), source)
+    found = format_of(path)
+    if not is_url(path) and (found is None or found.kind == "parquet"):
         from batch_sdk.sinks.parquet import ParquetSink
 
-        return ParquetSink(output, overwrite=overwrite, rows_per_file=rows_per_file)
-    from batch_sdk.sinks.files import local_sink
+        return ParquetSink(path, overwrite=overwrite, rows_per_file=rows_per_file)
+    from batch_sdk.sinks.files import file_sink
 
-    return local_sink(output, found, overwrite)
+    return file_sink(path, overwrite)
+
+
+def open_lines_sink(output: str | os.PathLike[str], source: Source, *, overwrite: bool = False) -> Sink:
+    """Return the sink for batches of one string column that are written as lines, as they are.
+
+    Raises:
+        OutputError: the output is no JSONL file, or is one of the input's files.
+    """
+    from batch_sdk.sinks.files import lines_sink
+
+    return lines_sink(_checked(os.fspath(output), source), overwrite)
+
+
+def _checked(output: str, source: Source) -> str:
+    """Return the path without `file://`, or the URL; raise `OutputError` if it is the input's own."""
+    if not output:
+        raise OutputError("the output ''", "a path")
+    own = output in source.urls
+    if not is_url(output):
+        output = plain(output)
+        target = Path(output).resolve()
+        own = any(read == target or target in read.parents for read in (p.resolve() for p in source.paths))
+    if own:
+        raise OutputError(f"the output {output!r} is the input's own place", "another path")
+    return output

@@ -138,6 +138,24 @@ class JsonLinesEncoder(Encoder):
         """Nothing comes after the rows."""
 
 
+class LinesEncoder(Encoder):
+    """Finished lines: the one column's strings, each with a line end."""
+
+    def check(self, schema: pa.Schema) -> None:
+        """Text fits everywhere."""
+
+    def open(self, stream: pa.NativeFile, schema: pa.Schema) -> None:
+        """Nothing comes before the lines."""
+        self._stream = stream
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write the lines."""
+        self._stream.write("".join(f"{line}\n" for line in batch.column(0).to_pylist()).encode())
+
+    def close(self) -> None:
+        """Nothing comes after the lines."""
+
+
 _JSON_SCALARS = (
     pa.types.is_null,
     pa.types.is_boolean,

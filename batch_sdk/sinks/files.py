@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 
 from batch_sdk.errors import OutputError
-from batch_sdk.kinds import Format
+from batch_sdk.kinds import Format, format_of
+from batch_sdk.remote import is_url
 from batch_sdk.sinks.base import Sink
-from batch_sdk.sinks.encoders import ArrowEncoder, Encoder, JsonLinesEncoder, ParquetEncoder
+from batch_sdk.sinks.encoders import ArrowEncoder, Encoder, JsonLinesEncoder, LinesEncoder, ParquetEncoder
 from batch_sdk.sinks.place import LocalPlace, Place, UrlPlace
 
 _WRITTEN = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -71,31 +71,37 @@ class FileSink(Sink):
         self._place.abort()
 
 
-def _make(place: Place, found: Format | None) -> FileSink:
-    encoders: dict[tuple[str, str | None], Callable[[], Encoder]] = {
-        ("parquet", None): ParquetEncoder,
-        ("arrow", None): ArrowEncoder,
-        ("jsonl", None): JsonLinesEncoder,
-        ("jsonl", "gzip"): JsonLinesEncoder,
-        ("jsonl", "zstd"): JsonLinesEncoder,
-    }
-    if found is None or found not in encoders:
-        reason = ""
-        if found is not None and found.kind in ("csv", "tsv"):
-            reason = "CSV cannot hold the error column, which is a struct, nor vectors"
-        raise OutputError(f"the output {place.name!r}", f"a name that ends in {', '.join(_WRITTEN)}", reason)
-    return FileSink(place, encoders[found](), found.codec)
-
-
-def local_sink(output: str, found: Format, overwrite: bool) -> FileSink:
-    """Return the sink for one local file. Raises `OutputError` for a kind that is not written."""
-    return _make(LocalPlace(Path(os.path.abspath(output)), overwrite), found)
-
-
-def url_sink(url: str, found: Format | None, overwrite: bool) -> FileSink:
-    """Return the sink for one file behind fsspec.
+def file_sink(output: str, overwrite: bool) -> FileSink:
+    """Return the sink for a table as one file, at a path or URL.
 
     Raises:
         OutputError: the kind is not written, or fsspec cannot reach the place.
     """
-    return _make(UrlPlace(url, overwrite), found)
+    found = format_of(output)
+    encoders: dict[Format | None, type[Encoder]] = {
+        Format("parquet", None): ParquetEncoder,
+        Format("arrow", None): ArrowEncoder,
+        Format("jsonl", None): JsonLinesEncoder,
+        Format("jsonl", "gzip"): JsonLinesEncoder,
+        Format("jsonl", "zstd"): JsonLinesEncoder,
+    }
+    if found is None or found not in encoders:
+        csv = found is not None and found.kind in ("csv", "tsv")
+        reason = "CSV cannot hold the error column, which is a struct, nor vectors" if csv else ""
+        raise OutputError(f"the output {output!r}", f"a name that ends in {', '.join(_WRITTEN)}", reason)
+    return FileSink(_place(output, overwrite), encoders[found](), found.codec)
+
+
+def lines_sink(output: str, overwrite: bool) -> FileSink:
+    """Return the sink for finished lines of text, at a path or URL. Raises `OutputError` as `file_sink`
+    does."""
+    found = format_of(output)
+    if found not in (Format("jsonl", None), Format("jsonl", "gzip"), Format("jsonl", "zstd")):
+        raise OutputError(f"the output {output!r}", "a name that ends in .jsonl, .jsonl.gz or .jsonl.zst")
+    return FileSink(_place(output, overwrite), LinesEncoder(), found.codec)
+
+
+def _place(output: str, overwrite: bool) -> Place:
+    if is_url(output):
+        return UrlPlace(output, overwrite)
+    return LocalPlace(Path(os.path.abspath(output)), overwrite)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
-from batch_sdk.kinds import Kind
+from batch_sdk.kinds import FileKind
 from batch_sdk.sources.base import Source
 
 __all__ = ["Source", "open_source"]
@@ -60,7 +60,7 @@ def _open_files(specs: Sequence[str | os.PathLike[str]]) -> Source:
     from batch_sdk.sources.parquet import ParquetSource
     from batch_sdk.sources.tables import FileSource
 
-    readers: dict[Kind, type[FileSource]] = {
+    readers: dict[FileKind, type[FileSource]] = {
         "parquet": ParquetSource,
         "arrow": ArrowSource,
         "jsonl": JsonLinesSource,
