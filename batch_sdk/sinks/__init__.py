@@ -7,7 +7,7 @@ from pathlib import Path
 
 from batch_sdk.errors import OutputError
 from batch_sdk.kinds import format_of
-from batch_sdk.remote import is_url, plain
+from batch_sdk.remote import file_system, is_url, plain
 from batch_sdk.sinks.base import Sink
 from batch_sdk.sources.base import Source
 
@@ -68,8 +68,10 @@ def _checked(output: str, source: Source) -> str:
     """Return the path without `file://`, or the URL; raise `OutputError` if it is the input's own."""
     if not output:
         raise OutputError("the output ''", "a path")
-    own = output in source.urls
-    if not is_url(output):
+    if is_url(output):
+        system, path = file_system(output, OutputError)
+        own = system.unstrip_protocol(path) in source.urls
+    else:
         output = plain(output)
         target = Path(output).resolve()
         own = any(read == target or target in read.parents for read in (p.resolve() for p in source.paths))

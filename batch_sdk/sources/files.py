@@ -155,7 +155,7 @@ def _of_glob(pattern: str, names: Sequence[str], system: Any = None, url: str = 
 
 def _file(name: str, base: str, system: Any = None, path: str = "") -> File:
     """Make the `File` of one name; `base` is the folder below which partitions count, "" if none do."""
-    shown = name if system is None or is_url(name) else system.unstrip_protocol(name)
+    shown = name if system is None else system.unstrip_protocol(path)
     found = format_of(shown)
     if found is None:
         raise SourceError(f"{shown!r} is of no known kind", f"a name that ends in {KNOWN}")

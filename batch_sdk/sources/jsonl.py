@@ -25,26 +25,27 @@ class Block(NamedTuple):
     data: bytes
 
 
-def blocks(file: File, block_bytes: int = _BLOCK_BYTES) -> Iterator[Block]:
+def blocks(file: File) -> Iterator[Block]:
     """Yield a text file as blocks that end where a line ends; a longer line makes a longer block.
 
     A byte order mark is dropped. Raises `SourceError` for a file that cannot be read.
     """
     with file.open() as stream:
-        line, held = 1, stream.read(block_bytes).removeprefix(_BOM)
-        more = bool(held)
-        while more:
+        line, held = 1, b""
+        while piece := stream.read(max(_BLOCK_BYTES, len(held))):
+            # A line longer than a block: each read doubles it, so that copying stays linear.
+            held += piece
             end = held.rfind(b"\n") + 1
             if end:
-                yield Block(line, held[:end])
+                yield _block(line, held[:end])
                 line += held.count(b"\n", 0, end)
                 held = held[end:]
-            # A line longer than a block: each read doubles it, so that copying stays linear.
-            piece = stream.read(max(block_bytes, len(held)))
-            more = bool(piece)
-            held += piece
         if held:
-            yield Block(line, held)
+            yield _block(line, held)
+
+
+def _block(line: int, data: bytes) -> Block:
+    return Block(line, data.removeprefix(_BOM) if line == 1 else data)
 
 
 def _parse(data: bytes, schema: pa.Schema | None, strict: bool) -> pa.Table:
