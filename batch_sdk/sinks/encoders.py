@@ -38,7 +38,7 @@ class Encoder(ABC):
 class _Writer(Encoder):
     """A format that pyarrow has a writer for."""
 
-    _writer: Any
+    _writer: Any = None
 
     @abstractmethod
     def _make(self, stream: Any, schema: pa.Schema) -> Any: ...
@@ -59,8 +59,9 @@ class _Writer(Encoder):
         self._writer.write_batch(batch)
 
     def close(self) -> None:
-        """Write the file's foot."""
-        self._writer.close()
+        """Write the file's foot, if its head was written."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 class ParquetEncoder(_Writer):

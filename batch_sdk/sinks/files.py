@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,13 +62,14 @@ class FileSink(Sink):
 
     def abort(self) -> None:
         """Remove what was written."""
-        while self._streams:
-            stream = self._streams.pop()
-            try:
-                with self._place.errors():
-                    stream.close()
-            except OutputError:
-                continue  # what is deleted next need not be whole
+        closing = [stream.close for stream in reversed(self._streams)]
+        if self._streams:
+            closing.insert(0, self._encoder.close)
+        self._streams = []
+        for close in closing:
+            # What is deleted next need not be whole: its last bytes may not fit a full disk.
+            with suppress(OutputError, pa.ArrowException), self._place.errors():
+                close()
         self._place.abort()
 
 
