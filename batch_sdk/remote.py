@@ -40,7 +40,7 @@ def file_system(url: str, error_type: type[BatchError]) -> tuple[Any, str]:
     except ValueError as error:
         raise error_type(f"{url!r}: {error}", "a protocol that fsspec knows") from error
     except Exception as error:  # the boundary: a protocol's own set-up raises anything
-        raise error_type(f"{url!r} cannot be reached: {type(error).__name__}: {error}") from error
+        raise error_type(f"{url!r} cannot be used: {type(error).__name__}: {error}") from error
     return system, path
 
 
@@ -52,4 +52,4 @@ def remote_errors(url: str, error_type: type[BatchError]) -> Iterator[None]:
     except BatchError:
         raise
     except Exception as error:
-        raise error_type(f"{url!r} cannot be reached: {type(error).__name__}: {error}") from error
+        raise error_type(f"{url!r} cannot be used: {type(error).__name__}: {error}") from error

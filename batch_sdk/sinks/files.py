@@ -36,7 +36,7 @@ class FileSink(Sink):
     def prepare(self, schema: pa.Schema) -> None:
         """Check that the place is free, and that the file can hold all the types."""
         self._encoder.check(schema)
-        self._place.check()
+        self._place.prepare()
 
     def open(self, schema: pa.Schema) -> None:
         """Begin the file."""

@@ -26,7 +26,7 @@ class Place(ABC):
     name: str
 
     @abstractmethod
-    def check(self) -> None:
+    def prepare(self) -> None:
         """Raise `OutputError` if the name is taken, or nothing can be written there."""
 
     @abstractmethod
@@ -65,12 +65,15 @@ class LocalPlace(Place):
         self._overwrite = overwrite
         self._staging = target.with_name(_staging_name(target.name))
 
-    def check(self) -> None:
-        """Check that the name is free and its folder can be written; make the folder."""
-        target, folder = self._target, self._target.parent
-        self._refuse_taken(os.path.lexists(target), self._overwrite)
-        if os.path.lexists(target) and not target.is_file():
+    def _check_free(self) -> None:
+        self._refuse_taken(os.path.lexists(self._target), self._overwrite)
+        if os.path.lexists(self._target) and not self._target.is_file():
             raise OutputError(f"{self.name!r} exists and is not a file", remedy="choose another output")
+
+    def prepare(self) -> None:
+        """Check that the name is free and its folder can be written; make the folder."""
+        self._check_free()
+        folder = self._target.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -84,7 +87,7 @@ class LocalPlace(Place):
 
     def commit(self) -> None:
         """Flush, rename, and flush the folder."""
-        self.check()
+        self._check_free()
         _sync(self._staging)
         os.replace(self._staging, self._target)
         _sync(self._target.parent)
@@ -121,8 +124,15 @@ class UrlPlace(Place):
         self._staging = f"{folder}{sign}{_staging_name(name)}"
         self._opened = False
 
-    def check(self) -> None:
-        """Check that the name is free."""
+    def prepare(self) -> None:
+        """Check that the name is free, and write and delete an empty file, which is the only way to know."""
+        self._check_free()
+        with self.errors():
+            with self._system.open(self._staging, "wb"):
+                pass
+            self._system.rm_file(self._staging)
+
+    def _check_free(self) -> None:
         with self.errors():
             # A cached listing would not show what others have written since.
             self._system.invalidate_cache()
@@ -138,7 +148,7 @@ class UrlPlace(Place):
 
     def commit(self) -> None:
         """Move it to its name, over an old file: on object stores that is a copy within the store."""
-        self.check()
+        self._check_free()
         self._system.mv(self._staging, self._target)
         self._opened = False
 

@@ -13,7 +13,8 @@ from batch_sdk.errors import SourceError
 from batch_sdk.sources.files import File
 from batch_sdk.sources.tables import FileSource, check_same
 
-_BLOCK_BYTES = 8 << 20
+# No row may be longer. Arrow reads up to 32 blocks ahead, which is what bounds the memory.
+_BLOCK_BYTES = 4 << 20
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def _open(file: File, **convert: Any) -> Iterator[pc.CSVStreamingReader]:
         with file.open() as stream:
             yield pc.open_csv(
                 stream,
-                # On one thread Arrow's messages name the row, and no more than a block or two is held.
+                # Only on one thread do Arrow's messages name the row.
                 read_options=pc.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
                 parse_options=pc.ParseOptions(
                     delimiter="\t" if file.format.kind == "tsv" else ",",

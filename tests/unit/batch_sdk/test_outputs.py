@@ -226,6 +226,16 @@ def test_a_full_disk_is_an_output_error(jobs, tmp_path, monkeypatch, memory):
     assert memory.find("/") == []
 
 
+def test_a_place_that_takes_no_files_is_found_before_the_engine_runs(jobs, monkeypatch, memory):
+    def refuse(self, path, mode="rb", **kwargs):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(memory), "_open", refuse)
+    with pytest.raises(OutputError, match=r"ro/o\.jsonl' cannot be used: NotImplementedError"):
+        jobs.generate(TABLE, output="memory://ro/o.jsonl")
+    assert jobs.engine.answered == 0
+
+
 def test_a_large_parquet_url_is_written_in_batches(jobs, memory):
     table = pa.table({"text": ["x"] * 50})
     jobs.generate(table, output="memory://p/o.parquet", batch_rows=20)
