@@ -157,7 +157,8 @@ class UrlPlace(Place):
         if not self._opened:
             return
         self._opened = False
-        with suppress(FileNotFoundError), self.errors():
+        # Whatever made the job stop says more than a storage that also fails to delete.
+        with suppress(OutputError), self.errors():
             self._system.rm_file(self._staging)
 
     @contextmanager

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import batch_sdk
+from batch_sdk import cli
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OutputError
 from batch_sdk.sinks import place
@@ -241,3 +242,18 @@ def test_a_large_parquet_url_is_written_in_batches(jobs, memory):
     jobs.generate(table, output="memory://p/o.parquet", batch_rows=20)
     with fsspec.open("memory://p/o.parquet") as file:
         assert pq.ParquetFile(file).metadata.num_row_groups == 3
+
+
+@pytest.mark.parametrize("output", ["o.arrow", "o.jsonl.zst", "memory://shown/o.jsonl"])
+def test_rows_are_shown_from_every_kind(capsys, tmp_path, monkeypatch, memory, output):
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(TABLE, "in.parquet")
+    common = ["in.parquet", "-o", output, "--model", "m", "--engine", "dummy", "--overwrite", "--show", "2"]
+    assert cli.main(["generate", *common, "--prompt", "{{ text }}"]) == 0
+    shown = capsys.readouterr().out
+    assert "-- row 1" in shown
+    assert "null_input" in shown
+    for rows, says in ((TABLE, "row 1: 16 floats, length 1.000"), (TABLE.slice(0, 1), "row 0: 0 floats")):
+        pq.write_table(rows, "in.parquet")
+        assert cli.main(["embed", *common, "--column", "text"]) == 0
+        assert says in capsys.readouterr().out

@@ -8,6 +8,8 @@ import json
 import lzma
 import random
 import sys
+import tempfile
+from pathlib import Path
 
 import fsspec
 import polars as pl
@@ -16,6 +18,8 @@ import pyarrow.csv as pc
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batch_sdk.errors import SourceError
 from batch_sdk.kinds import Format, format_of
@@ -145,6 +149,21 @@ def test_a_long_file_is_read_block_by_block(tmp_path):
     assert peak < 16 << 20, "the file holds 26 MB of text"
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.text()), min_size=1, max_size=20),
+    block=st.integers(1, 300),
+    data=st.data(),
+)
+def test_any_text_survives_any_block(rows, block, data):
+    ascii_only = data.draw(st.booleans())
+    text = "\n".join(json.dumps({"n": n, "t": t}, ensure_ascii=ascii_only) for n, t in rows)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(jsonl, "_BLOCK_BYTES", block)
+        path = put(Path(folder) / "t.jsonl", text.encode())
+        assert read(path).to_pydict() == {"n": [n for n, _ in rows], "t": [t for _, t in rows]}
+
+
 def test_strings_stay_strings(tmp_path):
     rows = ['{"when": "2024-01-01", "in": {"t": ["2024-01-01T00:00:00"]}}', '{"when": "soon", "in": null}']
     got = read(put(tmp_path / "t.jsonl", "\n".join(rows).encode()))
@@ -208,6 +227,8 @@ def test_csv_that_does_not_fit_names_file_and_row(tmp_path, monkeypatch):
 def test_csv_details(tmp_path):
     path = put(tmp_path / "t.csv", b'\xef\xbb\xbfid,text,none\r\n1,"a\r\nb",\r\n\r\n2,NA,\r\n')
     assert read(path).to_pydict() == {"id": [1, 2], "text": ["a\r\nb", "NA"], "none": ["", ""]}
+    numbers = read(put(tmp_path / "n.csv", b"a,b\n00123,NaN\nNA,0.5\n,null\n")).to_pydict()
+    assert numbers == {"a": [123, None, None], "b": [None, 0.5, None]}
     put(tmp_path / "head.csv", b"id,text,none\n")
     both = read([tmp_path / "head.csv", path])
     assert both.column("id").to_pylist() == [1, 2], "types come from the first file with rows"
