@@ -143,14 +143,21 @@ def _of_directory(folder: str, names: Sequence[str], system: Any = None) -> list
 
 
 def _of_glob(pattern: str, names: Sequence[str], system: Any = None, url: str = "") -> list[File]:
-    if not names:
-        raise SourceError(f"no file matches {url or pattern!r}", "a file, a directory of files, or a glob")
     fixed: list[str] = []
     for part in PurePosixPath(pattern).parts:
         if glob.has_magic(part):
             break
         fixed.append(part)
+    if system is not None and "/." not in pattern:
+        # fsspec's globs match hidden names, those of the shell and of Python do not.
+        names = [name for name in names if not _hidden(PurePosixPath(name).parts[len(fixed) :])]
+    if not names:
+        raise SourceError(f"no file matches {url or pattern!r}", "a file, a directory of files, or a glob")
     return [_file(name, str(PurePosixPath(*fixed)), system, name) for name in names]
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
 
 
 def _file(name: str, base: str, system: Any = None, path: str = "") -> File:

@@ -259,3 +259,21 @@ def test_command_line(capsys, tmp_path):
     assert cli.main([*command, "--overwrite", "--fail-on-error"]) == 1
     assert cli.main(command) == 2
     assert "exists" in capsys.readouterr().err
+
+
+class NotFinite(DummyEngine):
+    def _embed(self, request):
+        result = super()._embed(request)
+        result.vectors[-1, 3] = float("nan")
+        return result
+
+
+def test_vectors_that_json_cannot_hold_are_the_engines_error(tmp_path):
+    (tmp_path / "in.jsonl").write_text(vector("a"))
+    engine = NotFinite(model="m", task="embed", options={})
+    engine.start()
+    options = {"model": engine, "progress": False}
+    summary = batch_sdk.run_openai_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **options)
+    assert summary.errors == {"aborted": 1}
+    got = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (got["response"]["status_code"], got["error"]["code"]) == (500, "aborted")

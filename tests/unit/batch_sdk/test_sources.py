@@ -314,6 +314,17 @@ def test_partitions_become_columns(tmp_path, monkeypatch, name):
     assert read(f"memory://hive-{name}/year=*/**/{name}").to_pydict() == want
 
 
+def test_the_order_is_that_of_paths_everywhere(tmp_path):
+    names = ["b.jsonl", "a-b/x.jsonl", "a/z.jsonl", "a/y.jsonl", "a.jsonl", "a/.hidden.jsonl", "a/readme.md"]
+    for name in names:
+        put(tmp_path / name, lines(json.dumps({"name": name})))
+    fsspec.filesystem("memory").put(str(tmp_path), "/order", recursive=True)
+    want = ["a/y.jsonl", "a/z.jsonl", "a-b/x.jsonl", "a.jsonl", "b.jsonl"]
+    for spec in (tmp_path, "memory://order"):
+        assert read(spec)["name"].to_pylist() == want
+        assert read(f"{spec}/**/*.jsonl")["name"].to_pylist() == want
+
+
 def test_partitions_agree_with_polars(tmp_path):
     hive(tmp_path)
     frame = pl.read_parquet(tmp_path / "year=*" / "**" / "*.parquet", hive_partitioning=True)
