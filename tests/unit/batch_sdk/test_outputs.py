@@ -194,6 +194,24 @@ def test_death_and_interruption_leave_nothing(tmp_path, memory, name):
     gc.collect()  # a writer that was left open complains when it goes
 
 
+def test_an_engine_that_does_not_start_leaves_nothing(tmp_path, memory):
+    class Broken(DummyEngine):
+        def start(self):
+            raise EngineError("no such model")
+
+    for output in (tmp_path / "o.jsonl", "memory://dead/o.jsonl"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch_sdk.api, "create_engine", lambda name, **kw: Broken(options={}, **_model(kw)))
+            with pytest.raises(EngineError, match="no such model"):
+                batch_sdk.generate(TABLE, prompt="x", model="m", output=output, progress=False)
+    assert list(tmp_path.iterdir()) == []
+    assert memory.find("/") == []
+
+
+def _model(options: dict) -> dict:
+    return {name: options[name] for name in ("model", "task")}
+
+
 def test_someone_else_takes_the_name_meanwhile(tmp_path, memory):
     class Sneaky(DummyEngine):
         def wait(self):

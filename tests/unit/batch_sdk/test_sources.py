@@ -121,6 +121,15 @@ def test_every_kind_gives_the_same_rows(tmp_path, name):
     assert open_source(f"file://{path}").paths == (path,)
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_only_wanted_columns_are_made(tmp_path, name):
+    source = open_source(put(tmp_path / name, PLAIN[name](TABLE)))
+    (file,) = source._files
+    for wanted in (["text"], ["score", "id"]):
+        for batch in source._read(file, wanted, 4):
+            assert sorted(batch.schema.names) == sorted(wanted)
+
+
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
 @pytest.mark.parametrize("name", ["t.jsonl", "t.csv"])
 def test_blocks_cut_anywhere(tmp_path, monkeypatch, name, block):
