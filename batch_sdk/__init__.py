@@ -21,6 +21,7 @@ from batch_sdk.errors import (
     SourceError,
 )
 from batch_sdk.job import EmbedJob, GenerateJob
+from batch_sdk.openai_batch import run_openai_batch
 from batch_sdk.sampling import SamplingParams
 from batch_sdk.summary import BatchResult, JobSummary
 
@@ -42,4 +43,5 @@ __all__ = [
     "create_engine",
     "embed",
     "generate",
+    "run_openai_batch",
 ]

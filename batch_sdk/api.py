@@ -63,15 +63,16 @@ def generate(
 
     Args:
         data: a Polars DataFrame or LazyFrame, a pyarrow Table, RecordBatch or RecordBatchReader, anything
-            with `__arrow_c_stream__`, or a path, glob, directory or list of Parquet files.
+            with `__arrow_c_stream__`, or a path, URL, glob, directory or list of Parquet, Arrow, JSONL, CSV
+            or TSV files.
         prompt: Jinja2 template over the columns, e.g. `"Summarise: {{ body }}"`; `row['any name']` reaches
             columns whose names are no identifiers. Printing a null makes the row a `null_input` error; `{{ x
             or '' }}` does not.
         messages: instead of `prompt`, a whole chat: dicts of `role` and `content`, a template, or the name of
             a column that holds lists of such structs. Goes through the model's chat template.
         model: path or hub name; or a started `Engine`, which then serves this call and is left running.
-        output: a path ending in `.parquet` for one file, any other path for a directory of parts, None for a
-            table in memory.
+        output: a path or URL ending in `.parquet`, `.arrow`, `.jsonl`, `.jsonl.gz` or `.jsonl.zst` for one
+            file, any other path for a directory of Parquet parts, None for a table in memory.
         engine: "sglang" or "dummy".
         engine_options: the engine's own options; for "sglang" any argument of `sglang.Engine`.
         system: template of a system message.

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from batch_sdk import cli_prompts, show
 from batch_sdk.api import embed, generate
+from batch_sdk.cli_openai import add_openai, run_openai
 from batch_sdk.engines import ENGINES
 from batch_sdk.errors import BatchError, EngineError, OptionError
 from batch_sdk.summary import JobSummary
@@ -52,13 +53,19 @@ def _key_value(text: str) -> tuple[str, Any]:
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", nargs="+", metavar="INPUT", help="Parquet file, directory or glob")
+    parser.add_argument(
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="file, directory, glob or URL of Parquet, Arrow, JSONL, CSV or TSV",
+    )
     parser.add_argument("--model", "-m", required=True, help="path or hub name of the model")
     parser.add_argument(
         "--output",
         "-o",
         required=True,
-        help="NAME.parquet for one file, any other name for a directory of parts",
+        help="NAME.parquet, .arrow, .jsonl, .jsonl.gz or .jsonl.zst for one file (URLs too), any other name for a"
+        " directory of Parquet parts",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument(
@@ -112,12 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(
         prog="arctic-batch",
-        description="Stream Parquet tables through a language model; every row gets a result or an error.",
+        description="Stream tables through a language model; every row gets a result or an error.",
     )
     parser.add_argument("--version", action="version", version=f"arctic-batch {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_embed(commands)
+    add_openai(commands, _key_value)
     return parser
 
 
@@ -216,6 +224,8 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command == "openai":
+        return run_openai(args)
     show_rows = args.show if args.show is not None else _SHOW_ROWS if sys.stdout.isatty() else 0
     if show_rows < 0:
         raise OptionError(f"--show {show_rows}", "a whole number from 0")

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from batch_sdk.flow import limit
+from batch_sdk.sources import open_source
 
 _NEIGHBOUR_POOL_ROWS = 1000
 _VALUE_CHARS = 600
 _LINE_CHARS = 90
 
 
-def head(output: str, rows: int) -> pa.Table:
-    """Return the first rows of an output that `ParquetSink` wrote."""
-    files = (
-        [output] if os.path.isfile(output) else sorted(glob.glob(os.path.join(glob.escape(output), "part-*")))
-    )
-    batches: list[pa.RecordBatch] = []
-    schema = pq.read_schema(files[0])
-    left = rows
-    for file in files:
-        with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(batch_size=min(left, 4096)):
-                batches.append(batch.slice(0, left))
-                left -= batch.num_rows
-                if left <= 0:
-                    return pa.Table.from_batches(batches, schema=schema)
-    return pa.Table.from_batches(batches, schema=schema)
+def head(output: str, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the first rows of an output that a job wrote: all columns, or those of `columns` that it has."""
+    source = open_source(output)
+    names = [name for name in source.schema.names if columns is None or name in columns]
+    batches = limit(source.batches(names, min(rows, 4096)), rows)
+    return pa.Table.from_batches(batches, schema=pa.schema([source.schema.field(name) for name in names]))
 
 
 def _shorten(value: Any, chars: int) -> str:
@@ -78,13 +68,15 @@ def nearest_rows(output: str, column: str, embedding_column: str, rows: int, nei
         rows: how many texts.
         neighbours: how many rows for each, by cosine, among the first 1,000 rows.
     """
-    table = head(output, max(rows, _NEIGHBOUR_POOL_ROWS))
-    vectors = table.column(embedding_column).combine_chunks()
-    size = vectors.type.list_size
-    # flatten() leaves null rows out; fill them with zeros, whose cosine with anything is 0.
-    matrix = np.zeros((len(vectors), size), np.float32)
+    table = head(output, max(rows, _NEIGHBOUR_POOL_ROWS), (column, embedding_column))
+    # From JSON they come as lists of doubles, or as nothing but nulls.
+    vectors = table.column(embedding_column).combine_chunks().cast(pa.list_(pa.float32()))
     valid = np.asarray(vectors.is_valid())
-    matrix[valid] = np.asarray(vectors.flatten()).reshape(-1, size)
+    # flatten() leaves null rows out; fill them with zeros, whose cosine with anything is 0.
+    found = int(valid.sum())
+    size = len(vectors.flatten()) // max(1, found)
+    matrix = np.zeros((len(vectors), size), np.float32)
+    matrix[valid] = np.asarray(vectors.flatten()).reshape(found, size)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit = matrix / np.where(norms > 0, norms, 1)
     texts = table.column(column).to_pylist() if column in table.column_names else [None] * len(table)

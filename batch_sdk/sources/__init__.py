@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
+from batch_sdk.kinds import FileKind
 from batch_sdk.sources.base import Source
 
 __all__ = ["Source", "open_source"]
@@ -19,8 +21,8 @@ def open_source(data: Any) -> Source:
 
     Args:
         data: a Polars DataFrame or LazyFrame; a pyarrow Table, RecordBatch or RecordBatchReader; anything
-            with `__arrow_c_stream__`; a path, glob or directory of Parquet files, or a list of these; a
-            `Source`.
+            with `__arrow_c_stream__`; a path, URL, glob or directory of Parquet, Arrow, JSONL, CSV or TSV
+            files, or a list of these; a `Source`.
 
     Raises:
         SourceError: `data` is none of these, or cannot be read.
@@ -39,14 +41,31 @@ def open_source(data: Any) -> Source:
     if isinstance(data, (str, os.PathLike)):
         data = [data]
     if isinstance(data, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in data):
-        from batch_sdk.sources.parquet import ParquetSource
-
-        return ParquetSource(data)
+        return _open_files(data)
     if hasattr(data, "__arrow_c_stream__"):
         from batch_sdk.sources.arrow import StreamSource
 
         return StreamSource(data)
     raise SourceError(
         f"an input of type {type(data).__name__}",
-        "a Polars frame, a pyarrow table, an object with __arrow_c_stream__, or paths of Parquet files",
+        "a Polars frame, a pyarrow table, an object with __arrow_c_stream__, or paths of files",
     )
+
+
+def _open_files(specs: Sequence[str | os.PathLike[str]]) -> Source:
+    from batch_sdk.sources.csv import DelimitedSource
+    from batch_sdk.sources.files import find_files
+    from batch_sdk.sources.ipc import ArrowSource
+    from batch_sdk.sources.jsonl import JsonLinesSource
+    from batch_sdk.sources.parquet import ParquetSource
+    from batch_sdk.sources.tables import FileSource
+
+    readers: dict[FileKind, type[FileSource]] = {
+        "parquet": ParquetSource,
+        "arrow": ArrowSource,
+        "jsonl": JsonLinesSource,
+        "csv": DelimitedSource,
+        "tsv": DelimitedSource,
+    }
+    files = find_files(specs)
+    return readers[files[0].format.kind](files)

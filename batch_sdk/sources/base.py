@@ -17,11 +17,13 @@ class Source(ABC):
 
     Attributes:
         kind: the family that an in-memory result goes back to.
-        paths: the files it reads, if any: an output may not replace them.
+        paths: the local files it reads, if any: an output may not replace them.
+        urls: the same for files elsewhere.
     """
 
     kind: Kind = "arrow"
     paths: tuple[Path, ...] = ()
+    urls: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -1,128 +1,45 @@
-"""Parquet files: one, several, a glob or a directory, read in the order of their names."""
+"""Parquet files."""
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_sdk.errors import SourceError
-from batch_sdk.sources.base import Source
-
-PathLike = str | os.PathLike[str]
+from batch_sdk.sources.files import File
+from batch_sdk.sources.tables import FileSource, check_same
 
 _BUFFER_BYTES = 1 << 20  # of a column that is read at a time
 
 
-def find_files(spec: PathLike) -> list[Path]:
-    """Return the Parquet files that one path, directory or glob means, sorted by name.
-
-    Files and directories whose names begin with `_` or `.` are somebody's bookkeeping and are left out of
-    directories.
-
-    Raises:
-        SourceError: nothing there, or a layout that is not read yet.
-    """
-    text = os.fspath(spec)
-    if "://" in text:
-        raise SourceError(f"{text!r} is a URL", "a local path, directory or glob")
-    path = Path(text)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return _files_below(path)
-    found = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())
-    if not found:
-        raise SourceError(f"no file matches {text!r}", "a Parquet file, a directory of them, or a glob")
-    return found
-
-
-def _files_below(folder: Path) -> list[Path]:
-    files = []
-    for file in sorted(folder.rglob("*.parquet")):
-        inner = file.relative_to(folder)
-        if any(part.startswith(("_", ".")) for part in inner.parts) or not file.is_file():
-            continue
-        if any("=" in part for part in inner.parts[:-1]):
-            raise SourceError(
-                f"{str(folder)!r} is partitioned by directory ({inner.parts[0]})",
-                "files that hold all their columns",
-                "pass a polars.scan_parquet(..., hive_partitioning=True) instead",
-            )
-        files.append(file)
-    if not files:
-        raise SourceError(f"no .parquet file in directory {str(folder)!r}", "at least one")
-    return files
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        # With its buffer ahead, pyarrow keeps all it has read of a file until the file is closed.
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{str(path)!r} cannot be read as Parquet: {error}", "a Parquet file") from error
-
-
-class ParquetSource(Source):
+class ParquetSource(FileSource):
     """Parquet files with one schema; only footers are read on opening."""
 
-    def __init__(self, specs: Sequence[PathLike]) -> None:
-        files = [file for spec in specs for file in find_files(spec)]
-        if not files:
-            raise SourceError("an empty list of paths", "at least one Parquet file")
-        self.paths = tuple(files)
+    def _inspect(self) -> pa.Schema:
         self._rows: list[int] = []
-        for file in files:
-            with _open(file) as opened:
-                if not self._rows:
-                    self._schema = opened.schema_arrow
-                else:
-                    self._check_same(file, opened.schema_arrow)
+        schema: pa.Schema | None = None
+        for file in self._files:
+            with file.open() as stream, pq.ParquetFile(stream) as opened:
+                if schema is None:
+                    schema = opened.schema_arrow
+                check_same(file, opened.schema_arrow, self._files[0], schema)
                 self._rows.append(opened.metadata.num_rows)
-
-    def _check_same(self, file: Path, schema: pa.Schema) -> None:
-        first = self.paths[0]
-        here, there = set(schema.names), set(self._schema.names)
-        if here != there:
-            wrong = sorted(here ^ there)[0]
-            raise SourceError(
-                f"{str(file)!r} {'has' if wrong in here else 'lacks'} column {wrong!r}",
-                f"the columns of {str(first)!r}",
-            )
-        for field in self._schema:
-            kind = schema.field(field.name).type
-            if kind != field.type:
-                raise SourceError(
-                    f"column {field.name!r} of {str(file)!r} has type {kind}",
-                    f"{field.type}, as in {str(first)!r}",
-                )
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The first file's, which all others share."""
-        return self._schema
+        assert schema is not None
+        return schema
 
     @property
     def num_rows(self) -> int:
         """Rows of all files, from their footers."""
         return sum(self._rows)
 
-    def batches(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield the files' rows one file after another; only these columns are read from disk."""
-        wanted = list(columns)
-        for file in self.paths:
-            with _open(file) as opened:
-                pieces = opened.iter_batches(batch_size=max_rows, columns=wanted)
-                while True:
-                    try:
-                        batch = next(pieces)
-                    except StopIteration:
-                        break
-                    except (pa.ArrowException, OSError) as error:
-                        raise SourceError(f"{str(file)!r} is damaged: {error}") from error
-                    # Parquet finds columns by path prefix and returns them in the file's order.
-                    yield batch.select(wanted)
+    def _read(self, file: File, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+        with file.open() as stream, _open(stream) as opened:
+            for batch in opened.iter_batches(batch_size=max_rows, columns=columns):
+                # Parquet finds columns by path prefix and returns them in the file's order.
+                yield batch.select(columns)
+
+
+def _open(stream: pa.NativeFile) -> pq.ParquetFile:
+    # With its buffer ahead, pyarrow keeps all it has read of a file until the file is closed.
+    return pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)

@@ -89,9 +89,6 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.parquet").write_text("hello")
     with pytest.raises(SourceError, match=r"bad.parquet"):
         open_source(tmp_path)
-    write(tmp_path / "hive" / "year=2024" / "x.parquet", range(2))
-    with pytest.raises(SourceError, match="year=2024"):
-        open_source(tmp_path / "hive")
 
 
 def test_a_damaged_file_stops_the_job_and_leaves_no_output(jobs, tmp_path):
