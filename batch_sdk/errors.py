@@ -74,6 +74,8 @@ class RowErrorKind(StrEnum):
     """The engine refused this row as invalid."""
     ABORTED = "aborted"
     """The engine began this row and gave it up."""
+    SERVER_ERROR = "server_error"
+    """The server did not answer this row, or failed on it, and retries did not help."""
 
 
 class RowError(NamedTuple):

@@ -13,7 +13,7 @@ import atexit
 import signal
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
@@ -33,7 +33,7 @@ from batch_sdk.engines.base import (
     Result,
     Task,
 )
-from batch_sdk.engines.tasks import TaskPool
+from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
 from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind
 
 _PROBE = "hello"
@@ -95,7 +95,7 @@ class SGLangEngine(Engine):
         """
         if self._engine is not None:
             raise EngineError("start() on a running engine", "start() once")
-        self._refuse_running_loop()
+        refuse_running_loop()
         before = children.pids()
         try:
             with self._signals_survived():
@@ -108,16 +108,6 @@ class SGLangEngine(Engine):
                 # Whatever was raised, Ctrl-C included: a half-started engine has processes already.
                 self._children = children.since(before)
                 self.close()
-
-    @staticmethod
-    def _refuse_running_loop() -> None:
-        with suppress(RuntimeError):
-            asyncio.get_running_loop()
-            raise EngineError(
-                "an engine started inside a running event loop (a notebook, or async code)",
-                "a thread of its own",
-                "call through asyncio.to_thread(...)",
-            )
 
     def _launch(self) -> Any:
         try:
