@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from typing import Any
 
@@ -177,4 +178,8 @@ def _is_again(card: dict[str, Any] | Again) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        # Names that cannot be resolved have numbers below 0, and say in words what is wrong.
+        return os.strerror(number) if number and number > 0 else str(error.os_error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -57,6 +57,9 @@ class TaskPool(Generic[R]):
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[R]) -> None:
+        if not task.cancelled():
+            # Looked at here, or asyncio prints every failure that nobody fetches after the first one ended the job.
+            task.exception()
         if task in self._running:
             self._running.discard(task)
             self._finished.append(task)
