@@ -4,9 +4,14 @@ import batch_sdk
 
 table = batch_sdk.generate(frame, prompt="Summarise: {{ body }}", model="path/of/model", max_new_tokens=64)
 batch_sdk.embed("docs/*.parquet", column="body", model="path/of/model", output="vectors.parquet")
+
+With `import batch_sdk.polars_ns`, or if Polars was imported first, Polars' frames have both as a namespace:
+frame.arctic.generate(...), lazy_frame.arctic.embed(...).
 """
 
 from __future__ import annotations
+
+import sys
 
 from batch_sdk.api import embed, generate
 from batch_sdk.engines import Engine, create_engine
@@ -23,6 +28,9 @@ from batch_sdk.errors import (
 from batch_sdk.job import EmbedJob, GenerateJob
 from batch_sdk.sampling import SamplingParams
 from batch_sdk.summary import BatchResult, JobSummary
+
+if "polars" in sys.modules:
+    from batch_sdk import polars_ns as polars_ns
 
 __all__ = [
     "BatchError",

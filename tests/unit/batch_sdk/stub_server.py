@@ -146,9 +146,16 @@ class Stubs:
         self.open.append(stub)
         return stub
 
+    async def _cancel(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def close(self) -> None:
         for stub in self.open:
             self.run(stub.shut())
+        self.run(self._cancel())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()
