@@ -6,6 +6,7 @@ With sources/polars.py one of the two modules that use Polars' unstable interfac
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +26,8 @@ from batch_sdk.sources.polars import LazySource
 
 _busy: weakref.WeakSet[Engine] = weakref.WeakSet()
 _busy_lock = threading.Lock()
+_LET_GO_SECONDS = 3.0
+_POLL_SECONDS = 0.01
 
 
 class EngineLender:
@@ -39,7 +42,7 @@ class EngineLender:
         self._given = given
         self._make = make
         self._idle: Engine | None = None
-        self._finalizer: weakref.finalize[[], EngineLender] | None = None
+        self._guard: weakref.finalize[[], EngineLender] | None = None
 
     def info(self) -> EngineInfo:
         """Return what the engine says; one that has to be started for it is kept for the next `lend`."""
@@ -50,7 +53,7 @@ class EngineLender:
             engine.start()
             self._idle = engine
             # A query that is asked for its schema and never run: its engine ends with it.
-            self._finalizer = weakref.finalize(self, engine.close)
+            self._guard = weakref.finalize(self, engine.close)
         return self._idle.info
 
     def _new(self) -> Engine:
@@ -66,25 +69,39 @@ class EngineLender:
         """
         if self._given is None:
             engine, self._idle = self._idle or self._new(), None
-            if self._finalizer is not None:
-                self._finalizer.detach()
-            with engine:
-                yield engine
+            # Stays on guard during the run too: Polars may keep a query that stopped early until the process ends.
+            guard, self._guard = self._guard or weakref.finalize(self, engine.close), None
+            try:
+                with engine:
+                    yield engine
+            finally:
+                guard.detach()
             return
-        with _busy_lock:
-            if self._given in _busy:
-                raise EngineError(
-                    "one engine in two parts of a query that run at the same time",
-                    "one part at a time",
-                    "concatenate the frames first, or collect one of them before",
-                )
-            _busy.add(self._given)
+        _claim(self._given)
         try:
             yield self._given
         finally:
             # Also where the query stopped early, e.g. by head(): rows in flight would come to the next job.
             self._given.abandon()
             _busy.discard(self._given)
+
+
+def _claim(engine: Engine) -> None:
+    deadline = time.monotonic() + _LET_GO_SECONDS
+    while True:
+        with _busy_lock:
+            if engine not in _busy:
+                _busy.add(engine)
+                return
+        if time.monotonic() > deadline:
+            raise EngineError(
+                "one engine in two parts of a query that run at the same time",
+                "one part at a time",
+                "concatenate the frames first, or collect one of them before",
+            )
+        # Polars lets go of the generator of a query that stopped early when it is called next, for anything.
+        pl.Series()
+        time.sleep(_POLL_SECONDS)
 
 
 def lazy_job(

@@ -204,8 +204,10 @@ class SGLangEngine(Engine):
         self._children = []
         if engine is not None:
             children.close_loop(engine.loop)
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        # In another thread (Polars runs and ends queries in its own) they stay as they are: SIGQUIT ignored.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
         self._old_handlers = {}
 
     def _check_alive(self) -> None:
