@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from batch_sdk.errors import EngineError
@@ -35,6 +34,8 @@ class Server:
 
 
 Probe = Callable[[Server], Awaitable[bool]]
+Waiting = tuple[asyncio.Future[Server], Server | None]
+"""A request that waits for a server, and the server that it avoids."""
 
 
 class Balancer:
@@ -62,7 +63,8 @@ class Balancer:
         self._probe = probe
         self._probe_seconds = probe_seconds
         self._down_seconds = down_seconds
-        self._waiting: deque[tuple[asyncio.Future[Server], Server | None]] = deque()
+        self._fresh: deque[Waiting] = deque()
+        self._retrying: deque[Waiting] = deque()
         self._probes: set[asyncio.Task[None]] = set()
         self._dead: EngineError | None = None
 
@@ -70,37 +72,35 @@ class Balancer:
         """Return the least loaded server, once one has room; `release` it afterwards.
 
         Args:
-            avoid: the server where this request just failed: taken only if no other has room. Such a request
-                also goes before all that wait, since its row is the older one.
+            avoid: the server where this request just failed: taken only if all others are out. Such a request
+                goes before those that come for the first time, since its row is the older one.
 
         Raises:
             EngineError: all servers have been out for too long.
         """
         if self._dead is not None:
             raise self._dead
-        if not self._waiting or avoid is not None:
+        queue = self._fresh if avoid is None else self._retrying
+        if not queue:
             server = self._best(avoid)
             if server is not None:
                 server.in_flight += 1
                 return server
         future: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-        entry = (future, avoid)
-        if avoid is None:
-            self._waiting.append(entry)
-        else:
-            self._waiting.appendleft(entry)
+        queue.append((future, avoid))
         try:
             return await future
         except asyncio.CancelledError:
-            with suppress(ValueError):
-                self._waiting.remove(entry)
             if future.done() and not future.cancelled() and future.exception() is None:
                 self.release(future.result())
             raise
 
     def _best(self, avoid: Server | None) -> Server | None:
-        free = [s for s in self.servers if not s.out and s.in_flight < self._max_concurrency]
-        return min(free, key=lambda s: (s is avoid, s.in_flight), default=None)
+        usable = [s for s in self.servers if not s.out and s is not avoid]
+        if not usable and avoid is not None and not avoid.out:
+            usable = [avoid]
+        free = [s for s in usable if s.in_flight < self._max_concurrency]
+        return min(free, key=lambda s: s.in_flight, default=None)
 
     def release(self, server: Server) -> None:
         """Give a server's slot back."""
@@ -108,15 +108,24 @@ class Balancer:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._waiting:
-            future, avoid = self._waiting[0]
-            server = None if future.done() else self._best(avoid)
-            if server is None and not future.done():
-                return
-            self._waiting.popleft()
-            if server is not None:
-                server.in_flight += 1
-                future.set_result(server)
+        for _ in range(len(self._retrying)):
+            # One that has to wait for another server goes to the end and holds up none behind it.
+            entry = self._retrying.popleft()
+            if not self._serve(*entry):
+                self._retrying.append(entry)
+        while self._fresh and self._serve(*self._fresh[0]):
+            self._fresh.popleft()
+
+    def _serve(self, future: asyncio.Future[Server], avoid: Server | None) -> bool:
+        """Give a waiting request a server; return whether it waits no more."""
+        if future.done():  # cancelled
+            return True
+        server = self._best(avoid)
+        if server is None:
+            return False
+        server.in_flight += 1
+        future.set_result(server)
+        return True
 
     def answered(self, server: Server) -> None:
         """Note that a server has answered a request."""
@@ -160,8 +169,7 @@ class Balancer:
             "at least one of them",
             "start it again and run the job again",
         )
-        while self._waiting:
-            future, _ = self._waiting.popleft()
+        for future, _ in (*self._fresh, *self._retrying):
             if not future.done():
                 future.set_exception(self._dead)
 

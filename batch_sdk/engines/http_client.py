@@ -36,6 +36,7 @@ class HttpClient:
         self._model = model
         self._options = options
         self._random = random.Random(options.seed)
+        self._done = 0
         headers = {"Content-Type": "application/json", **options.headers}
         if options.api_key is not None:
             headers["Authorization"] = f"Bearer {options.api_key}"
@@ -65,13 +66,12 @@ class HttpClient:
         servers = self._balancer.servers
         found = await asyncio.gather(*(self._card(server) for server in servers))
         failed = [
-            f"{s.url} ({card.reason})" for s, card in zip(servers, found, strict=True) if _is_again(card)
+            (s.url, card.reason) for s, card in zip(servers, found, strict=True) if isinstance(card, Again)
         ]
         if len(failed) == len(servers):
+            listed = "; ".join(f"{url} ({reason})" for url, reason in failed)
             raise EngineError(
-                f"no server answers: {'; '.join(failed)}",
-                "at least one",
-                "start it, or check the engine's url",
+                f"no server answers: {listed}", "at least one", "start it, or check the engine's url"
             )
         lengths = []
         for server, card in zip(servers, found, strict=True):
@@ -118,7 +118,8 @@ class HttpClient:
         """Return the answer to one request, or why it has none.
 
         A try that fails in a way that may pass keeps its place at the server while it waits for the next:
-        that slows the job down to what the server can take.
+        that slows the job down to what the server can take. A try that found the server busy counts as one only
+        if no other request was answered since the one before: under a rate limit a row waits for its turn.
 
         Args:
             path: below the base URL, e.g. "completions".
@@ -132,7 +133,8 @@ class HttpClient:
         except orjson.JSONEncodeError as error:
             return RowError(RowErrorKind.PROMPT_ERROR, f"the request cannot be written as JSON: {error}")
         failed_at: Server | None = None
-        tries = 0
+        tries = waits = 0
+        done = self._done
         while True:
             server = await self._balancer.acquire(failed_at)
             failed_at = server
@@ -140,11 +142,14 @@ class HttpClient:
                 answer = await self._send("POST", f"{server.url}/{path}", data)
                 self._balancer.answered(server)
                 if not isinstance(answer, Again):
+                    self._done += 1
                     return answer
-                tries += 1
+                if not answer.busy or done == self._done:
+                    tries += 1
+                waits, done = waits + 1, self._done
                 if tries > self._options.max_retries:
                     return RowError(RowErrorKind.SERVER_ERROR, f"{answer.reason} ({tries} tries)")
-                await asyncio.sleep(self._delay(tries) + answer.after_seconds)
+                await asyncio.sleep(self._delay(waits) + answer.after_seconds)
             except _NO_CONNECTION as error:
                 self._balancer.take_out(server, _reason(error))
             finally:
@@ -163,18 +168,15 @@ class HttpClient:
             return Again(_reason(error))
         return judge(url, response.status, response.headers.get("Retry-After"), raw)
 
-    def _delay(self, tries: int) -> float:
-        longest = min(self._options.retry_seconds * 2.0 ** (tries - 1), _LONGEST_RETRY_SECONDS)
+    def _delay(self, waits: int) -> float:
+        # The exponent is bounded too: a row may wait for its turn more than a thousand times.
+        longest = min(self._options.retry_seconds * 2.0 ** min(waits - 1, 30), _LONGEST_RETRY_SECONDS)
         return longest * self._random.uniform(0.5, 1.0)
 
     async def close(self) -> None:
         """Close all connections."""
         self._balancer.close()
         await self._session.close()
-
-
-def _is_again(card: dict[str, Any] | Again) -> bool:
-    return isinstance(card, Again)
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ _RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sam
 _DEFAULTS = {"min_new_tokens": 0, "ignore_eos": False, "skip_special_tokens": True}
 _REFUSED_STATUS = (400, 404, 413, 422)
 _AGAIN_STATUS = (408, 409, 425, 429)
+_BUSY_STATUS = 429
 _KEY_STATUS = (401, 403)
 # OpenAI's code, and llama.cpp's type. SGLang and vLLM have neither: there it is `rejected`.
 _TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
@@ -29,10 +30,15 @@ _SHOWN_CHARACTERS = 500
 
 
 class Again(NamedTuple):
-    """A failure that another try may mend: why, and how many seconds the server wants to be left alone."""
+    """A failure that another try may mend.
+
+    `after_seconds` is how long the server wants to be left alone; `busy` says that the server, not the row, is
+    the reason.
+    """
 
     reason: str
     after_seconds: float = 0.0
+    busy: bool = False
 
 
 class Vectors(NamedTuple):
@@ -48,6 +54,10 @@ def generate_body(model: str, request: GenerateRequest) -> tuple[str, dict[str, 
     for name, value in request.sampling.items():
         if name not in _DEFAULTS or value != _DEFAULTS[name]:
             body[_RENAMED.get(name, name)] = value
+    if "json_schema" in body:
+        # The one constraint that OpenAI has a name for; SGLang's chats know it by no other.
+        schema = {"name": "response", "schema": orjson.loads(body.pop("json_schema")), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if isinstance(request.prompt, str):
         body["prompt"] = request.prompt
         return "completions", body
@@ -82,7 +92,7 @@ def judge(url: str, status: int, retry_after: str | None, raw: bytes) -> dict[st
             "pass api_key_env=NAME or api_key=...",
         )
     if status in _AGAIN_STATUS or status >= 500:
-        return Again(said, _seconds(retry_after))
+        return Again(said, _seconds(retry_after), busy=status == _BUSY_STATUS)
     if status in _REFUSED_STATUS:
         return RowError(RowErrorKind.TOO_LONG if names & _TOO_LONG else RowErrorKind.REJECTED, said)
     raise EngineError(

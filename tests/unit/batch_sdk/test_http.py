@@ -8,6 +8,8 @@ import json
 import random
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from aiohttp import web
 
 import batch_sdk
 from batch_sdk import cli
+from batch_sdk.engines import openai_api
 from batch_sdk.engines.base import GenerateRequest
 from batch_sdk.engines.http import HttpEngine
 from batch_sdk.errors import EngineError, OptionError
@@ -133,7 +136,7 @@ def test_twice_bad_and_then_fine(stubs, failure):
     assert responses(generate(stub, engine={"max_retries": 2})) == RIGHT
     assert set(stub.answered.values()) == {1}
     assert stub.seen["row 7"] == 3
-    out = generate(stubs.start(trouble=trouble), engine={"max_retries": 1})
+    out = generate(stubs.start(trouble=trouble), engine={"max_retries": 1}, window_rows=1)
     assert kinds(out) == ["server_error" if i % 10 == 7 else None for i in range(ROWS)]
     assert "(2 tries)" in out.column("error")[7].as_py()["message"]
 
@@ -212,6 +215,33 @@ def test_least_loaded_and_bounded(stubs):
     assert fast.answered.total() > 2 * slow.answered.total() > 0
     assert fast.peak == 4
     assert slow.peak <= 4
+
+
+def test_a_retry_goes_to_another_server(stubs):
+    bad, good = stubs.start(trouble=lambda *_: error(500)), stubs.start()
+    out = generate(bad, good, engine={"max_retries": 1, "max_concurrency": 4})
+    assert responses(out) == RIGHT
+    assert max(bad.seen.values()) == 1
+    assert good.answered.total() == ROWS
+
+
+def test_a_rate_limit_slows_the_job_down_and_fails_no_row(stubs):
+    taken = []
+
+    def trouble(stub, body, seen):
+        now = time.monotonic()
+        taken[:] = [then for then in taken if now - then < 0.05]
+        if len(taken) >= 8:
+            return error(429, headers={"Retry-After": "0.05"})
+        taken.append(now)
+        return None
+
+    table = pa.table({"text": [f"row {i}" for i in range(200)]})
+    stub = stubs.start(trouble=trouble)
+    out = generate(stub, table=table, engine={"max_concurrency": 16, "max_retries": 4})
+    assert set(kinds(out)) == {None}
+    assert max(stub.seen.values()) > 5, "more tries than max_retries, since the server was at work on others"
+    assert stub.seen.total() < 1000
 
 
 def test_one_of_two_servers_dies_half_way_and_comes_back(stubs):
@@ -412,6 +442,33 @@ def test_the_command_line(stubs, tmp_path, capsys):
     assert said.startswith(f"arctic-batch: error: no server answers: {nowhere}/v1 (Connection refused);")
     assert said.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [
+        (None, 0, 0),
+        ("2.5", 2.5, 2.5),
+        ("-1", 0, 0),
+        ("soon", 0, 0),
+        (format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True), 60, 90),
+        (format_datetime(datetime.now(UTC) - timedelta(seconds=90), usegmt=True), 0, 0),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header, low, high):
+    again = openai_api.judge("http://h", 503, header, b"")
+    assert isinstance(again, openai_api.Again)
+    assert low <= again.after_seconds <= high
+
+
+def test_a_json_schema_goes_under_openais_name():
+    sampling = {"max_new_tokens": 3, "json_schema": '{"type": "object"}'}
+    path, body = openai_api.generate_body(
+        "m", GenerateRequest(0, [{"role": "user", "content": "x"}], sampling)
+    )
+    assert path == "chat/completions"
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert "json_schema" not in body
 
 
 def test_vectors_are_the_receivers_own(stubs):

@@ -192,7 +192,10 @@ def test_a_given_engine_is_left_running_and_clean(made):
             next(stopped)
             del stopped
             gc.collect()
+            assert len(engine.texts) < N / 2, "read on after the query stopped"
+            engine.texts.clear()
             assert query.filter(pl.col("error").is_null()).collect().height == N - 11
+            engine.texts.clear()
         assert engine.started
         assert engine.starts == 1
 
