@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 import batch_sdk
+from batch_sdk.engines.base import GenerateRequest
 from tests.engine.servers import running_server
 
 
@@ -145,3 +146,18 @@ def test_http_engine_embeds_and_the_bad_row_fails_alone(minilm_server, minilm_di
     for row, item in zip((0, 2, 4), answer.data, strict=True):
         vector = np.array(table.column("embedding")[row].as_py(), np.float32)
         np.testing.assert_allclose(vector, item.embedding, atol=1e-5)
+
+
+def test_http_engine_holds_a_chat_to_a_json_schema(tiny_server, tiny_model_dir, functions):
+    schema = {
+        "type": "object",
+        "properties": {"lines": {"type": "integer", "maximum": 99}},
+        "required": ["lines"],
+    }
+    sampling = {"max_new_tokens": 32, "temperature": 0, "json_schema": json.dumps(schema)}
+    options = {"url": tiny_server.url}
+    with batch_sdk.create_engine("http", model=tiny_model_dir, task="generate", options=options) as engine:
+        engine.submit([GenerateRequest(0, [{"role": "user", "content": functions[0]}], sampling)])
+        (result,) = engine.wait()
+    assert result.error is None
+    assert isinstance(json.loads(result.text)["lines"], int)
