@@ -444,19 +444,23 @@ def test_the_command_line(stubs, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+def date(seconds: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
 @pytest.mark.parametrize(
     ("header", "low", "high"),
     [
-        (None, 0, 0),
-        ("2.5", 2.5, 2.5),
-        ("-1", 0, 0),
-        ("soon", 0, 0),
-        (format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True), 60, 90),
-        (format_datetime(datetime.now(UTC) - timedelta(seconds=90), usegmt=True), 0, 0),
+        (lambda: None, 0, 0),
+        (lambda: "2.5", 2.5, 2.5),
+        (lambda: "-1", 0, 0),
+        (lambda: "soon", 0, 0),
+        (lambda: date(90), 60, 90),
+        (lambda: date(-90), 0, 0),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header, low, high):
-    again = openai_api.judge("http://h", 503, header, b"")
+    again = openai_api.judge("http://h", 503, header(), b"")
     assert isinstance(again, openai_api.Again)
     assert low <= again.after_seconds <= high
 
