@@ -5,6 +5,7 @@
 | `ARCTIC_SGLANG_REPORT_DIR` | a folder: every process of a server writes `<role>-<pid>.json` there |
 | `SGLANG_PLUGINS`, `SGLANG_PLATFORM` | SGLang's own: which plugins it loads; shown by the doctor |
 | `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set in a rank's process if unset |
+| what `api_key_env` names | the http engine's API key |
 """
 
 import os
@@ -40,3 +41,8 @@ def cpu_engine_requested() -> bool:
 def set_threads_bind(cores: str) -> None:
     """Give this process, a rank, its cores ("0-3|4-7": one list for each rank), unless the user did."""
     os.environ.setdefault(CPU_THREADS_BIND, cores)
+
+
+def secret(name: str) -> str | None:
+    """The value of a variable that the user named as the place of a key; None if it is not set."""
+    return os.environ.get(name)

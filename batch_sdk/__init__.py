@@ -4,10 +4,13 @@ import batch_sdk
 
 table = batch_sdk.generate(frame, prompt="Summarise: {{ body }}", model="path/of/model", max_new_tokens=64)
 batch_sdk.embed("docs/*.parquet", column="body", model="path/of/model", output="vectors.parquet")
+
+Polars' frames have both as a namespace: frame.arctic.generate(...), lazy_frame.arctic.embed(...).
 """
 
 from __future__ import annotations
 
+from batch_sdk import polars_ns as polars_ns  # registers the namespace
 from batch_sdk.api import embed, generate
 from batch_sdk.engines import Engine, create_engine
 from batch_sdk.errors import (

@@ -73,8 +73,9 @@ def generate(
         model: path or hub name; or a started `Engine`, which then serves this call and is left running.
         output: a path or URL ending in `.parquet`, `.arrow`, `.jsonl`, `.jsonl.gz` or `.jsonl.zst` for one
             file, any other path for a directory of Parquet parts, None for a table in memory.
-        engine: "sglang" or "dummy".
-        engine_options: the engine's own options; for "sglang" any argument of `sglang.Engine`.
+        engine: "sglang", "http" or "dummy".
+        engine_options: the engine's own options; for "sglang" any argument of `sglang.Engine`, for "http" those
+            of `HttpOptions`.
         system: template of a system message.
         chat: True sends prompts through the model's chat template, False as they are, "auto" does what the
             model has.

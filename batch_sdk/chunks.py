@@ -280,7 +280,8 @@ class EmbedChunk(Chunk):
                 self._fail(row, error)
             else:
                 self._tally.rows += 1
-                self._tally.prompt_tokens += int(self._tokens[row])
+                self._tally.prompt_tokens += max(0, int(self._tokens[row]))
+        self._tally.prompt_tokens += result.uncounted_tokens
         self._finish(rows)
 
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
@@ -292,7 +293,7 @@ class EmbedChunk(Chunk):
             pa.FixedSizeListArray.from_arrays(
                 pa.array(self._vectors.reshape(-1)), self._vectors.shape[1], mask=mask
             ),
-            pa.array(self._tokens, mask=missing),
+            pa.array(self._tokens, mask=missing | (self._tokens < 0)),
             error_array(self._errors),
         ]
         return pa.RecordBatch.from_arrays([*self._kept, *added], schema=schema)

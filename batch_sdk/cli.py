@@ -180,6 +180,17 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
 
 
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise OptionError(
+                f"--engine-option {name} is given twice", "once", "write several values as JSON: [...]"
+            )
+        found[name] = value
+    return found
+
+
 def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.keep and args.keep_none:
         raise OptionError("--keep together with --keep-none", "one of them")
@@ -190,7 +201,7 @@ def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
         "rows_per_file": args.rows_per_file,
         "limit_rows": args.limit,
         "engine": args.engine,
-        "engine_options": dict(args.engine_option),
+        "engine_options": _once(args.engine_option),
         "keep": [] if args.keep_none else args.keep,
         "details_prefix": args.details_prefix,
         "window_rows": args.window_rows,

@@ -78,6 +78,8 @@ class RowErrorKind(StrEnum):
     """A column holds a sampling parameter that is out of range."""
     INVALID_OUTPUT = "invalid_output"
     """The response is not what the schema asked for; the message has its beginning."""
+    SERVER_ERROR = "server_error"
+    """The server did not answer this row, or failed on it, and retries did not help."""
 
 
 class RowError(NamedTuple):

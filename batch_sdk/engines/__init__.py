@@ -12,6 +12,7 @@ __all__ = ["ENGINES", "Engine", "create_engine"]
 
 ENGINES: dict[str, str] = {
     "sglang": "batch_sdk.engines.sglang:SGLangEngine",
+    "http": "batch_sdk.engines.http:HttpEngine",
     "dummy": "batch_sdk.engines.dummy:DummyEngine",
 }
 """Name -> `module:class`. The class takes `model`, `task` and the user's `options` as keywords."""
@@ -24,7 +25,7 @@ def create_engine(name: str, *, model: str, task: Task, options: dict[str, Any] 
         name: a key of `ENGINES`.
         model: path or hub name.
         task: "generate" or "embed".
-        options: the engine's own options, e.g. any argument of `sglang.Engine`.
+        options: the engine's own options, e.g. any argument of `sglang.Engine`, or http's `url`.
 
     Raises:
         OptionError: the name or an option is unknown.

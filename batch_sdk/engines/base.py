@@ -86,14 +86,16 @@ class EmbedRequest(NamedTuple):
 class EmbedResult(NamedTuple):
     """A finished block of n rows.
 
-    `vectors` is float32 [n, d] and owned by the receiver; `prompt_tokens` is an int array [n]; `errors` has n
-    entries. Where `errors[i]` is set, `vectors[i]` and `prompt_tokens[i]` mean nothing.
+    `vectors` is float32 [n, d] and owned by the receiver; `prompt_tokens` is an int array [n], with -1 where a
+    row's count is unknown; `errors` has n entries. Where `errors[i]` is set, `vectors[i]` and
+    `prompt_tokens[i]` mean nothing. `uncounted_tokens` is the sum over the rows whose own count is unknown.
     """
 
     position: int
     vectors: np.ndarray
     prompt_tokens: np.ndarray
     errors: list[RowError | None]
+    uncounted_tokens: int = 0
 
 
 Request = GenerateRequest | EmbedRequest

@@ -13,7 +13,7 @@ import atexit
 import signal
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
@@ -34,7 +34,7 @@ from batch_sdk.engines.base import (
     Task,
 )
 from batch_sdk.engines.sglang_answers import generated
-from batch_sdk.engines.tasks import TaskPool
+from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
 from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind
 from batch_sdk.truncation import truncated
 
@@ -97,7 +97,7 @@ class SGLangEngine(Engine):
         """
         if self._engine is not None:
             raise EngineError("start() on a running engine", "start() once")
-        self._refuse_running_loop()
+        refuse_running_loop()
         before = children.pids()
         try:
             with self._signals_survived():
@@ -110,16 +110,6 @@ class SGLangEngine(Engine):
                 # Whatever was raised, Ctrl-C included: a half-started engine has processes already.
                 self._children = children.since(before)
                 self.close()
-
-    @staticmethod
-    def _refuse_running_loop() -> None:
-        with suppress(RuntimeError):
-            asyncio.get_running_loop()
-            raise EngineError(
-                "an engine started inside a running event loop (a notebook, or async code)",
-                "a thread of its own",
-                "call through asyncio.to_thread(...)",
-            )
 
     def _launch(self) -> Any:
         try:
@@ -216,8 +206,10 @@ class SGLangEngine(Engine):
         self._children = []
         if engine is not None:
             children.close_loop(engine.loop)
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        # In another thread (Polars runs and ends queries in its own) they stay as they are: SIGQUIT ignored.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
         self._old_handlers = {}
 
     def _check_alive(self) -> None:

@@ -8,11 +8,24 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from batch_sdk.errors import EngineError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 _POLL_SECONDS = 0.5
 _CANCEL_SECONDS = 30
+
+
+def refuse_running_loop() -> None:
+    """Raise `EngineError` inside a running event loop: another one could not run in its thread."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise EngineError(
+            "an engine started inside a running event loop (a notebook, or async code)",
+            "a thread of its own",
+            "call through asyncio.to_thread(...)",
+        )
 
 
 class TaskPool(Generic[R]):
@@ -44,6 +57,9 @@ class TaskPool(Generic[R]):
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[R]) -> None:
+        if not task.cancelled():
+            # Looked at here, or asyncio prints every failure that nobody fetches after the first one ended the job.
+            task.exception()
         if task in self._running:
             self._running.discard(task)
             self._finished.append(task)

@@ -12,6 +12,7 @@ import time
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -243,6 +244,16 @@ class TestEmbed:
         np.testing.assert_allclose(
             out.column("embedding")[0].as_py(), out.column("embedding")[3].as_py(), atol=1e-5
         )
+
+    def test_a_lazy_query_drives_the_engine_from_threads_of_polars(self, embedder, tmp_path):
+        texts = pl.DataFrame({"id": range(50), "text": [f"text {i}" for i in range(50)]})
+        texts.write_parquet(tmp_path / "in.parquet")
+        query = pl.scan_parquet(tmp_path / "in.parquet").arctic.embed("text", model=embedder, batch_rows=8)
+        query.filter(pl.col("id") % 2 == 1).sink_parquet(tmp_path / "out.parquet")
+        out = pl.read_parquet(tmp_path / "out.parquet")
+        assert out["id"].to_list() == list(range(1, 50, 2))
+        again = texts.filter(pl.col("id") % 2 == 1).arctic.embed("text", model=embedder, progress=False)
+        np.testing.assert_allclose(out["embedding"].to_numpy(), again["embedding"].to_numpy(), atol=1e-5)
 
     def test_a_spoiled_block_costs_one_row(self, embedder, monkeypatch):
         encode = embedder._encode

@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import openai
+import pyarrow as pa
 import pytest
 
+import batch_sdk
+from batch_sdk.engines.base import GenerateRequest
 from tests.engine.servers import running_server
 
 
@@ -93,3 +97,67 @@ def test_embeddings(minilm_server, minilm_dir):
 def test_embedding_of_a_text_longer_than_the_window_is_an_error(minilm_server):
     with pytest.raises(openai.BadRequestError, match="longer than the model's context length"):
         minilm_server.client().embeddings.create(model="m", input="word " * 600)
+
+
+def test_http_engine_gives_what_the_openai_client_gives(tiny_server, tiny_model_dir, functions):
+    codes = [*functions[:11], "x = 1\n" * 5000]
+    table, summary = batch_sdk.generate(
+        pa.table({"code": codes}), prompt="{{ code }}", model=tiny_model_dir, engine="http",
+        engine_options={"url": tiny_server.url}, temperature=0, max_new_tokens=32, progress=False,
+        return_summary=True,
+    )  # fmt: skip
+    answers = [ask(tiny_server, code) for code in codes[:11]]
+    assert table.column("response").to_pylist() == [a.choices[0].message.content for a in answers] + [None]
+    assert table.column("prompt_tokens").to_pylist() == [a.usage.prompt_tokens for a in answers] + [None]
+    assert table.column("finish_reason").to_pylist() == [a.choices[0].finish_reason for a in answers] + [None]
+    # SGLang's answer to a row that is too long has no code that would say so.
+    assert table.column("error")[11].as_py()["kind"] == "rejected"
+    assert "context length" in table.column("error")[11].as_py()["message"]
+    assert summary.completion_tokens == sum(a.usage.completion_tokens for a in answers)
+
+
+def test_http_engine_sends_plain_prompts_and_every_sampling_option(tiny_server, tiny_model_dir):
+    prompts = ["def add(a, b):\n", "def f(x):\n"]
+    table = batch_sdk.generate(
+        pa.table({"text": prompts}), prompt="{{ text }}", model=tiny_model_dir, engine="http", chat=False,
+        engine_options={"url": tiny_server.url}, temperature=0, max_new_tokens=8, min_new_tokens=8, top_p=0.9,
+        top_k=5, min_p=0.1, frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0, ignore_eos=True,
+        skip_special_tokens=False, stop=["never this"], stop_token_ids=[1], seed=3, progress=False,
+    )  # fmt: skip
+    assert table.column("error").null_count == 2, table.column("error")
+    extra = {"min_tokens": 8, "ignore_eos": True, "skip_special_tokens": False, "top_k": 5, "min_p": 0.1}
+    for prompt, text in zip(prompts, table.column("response").to_pylist(), strict=True):
+        answer = tiny_server.client().completions.create(
+            model="m", prompt=prompt, max_tokens=8, temperature=0, top_p=0.9, extra_body=extra
+        )
+        assert text == answer.choices[0].text
+    assert table.column("completion_tokens").to_pylist() == [8, 8]
+
+
+def test_http_engine_embeds_and_the_bad_row_fails_alone(minilm_server, minilm_dir):
+    texts = ["a cat sits on the mat", "word " * 600, "ein kurzer Satz", " ", "1234 !?"]
+    table = batch_sdk.embed(
+        pa.table({"text": texts}), column="text", model=minilm_dir, engine="http",
+        engine_options={"url": minilm_server.url}, progress=False,
+    )  # fmt: skip
+    kinds = [error and error["kind"] for error in table.column("error").to_pylist()]
+    assert kinds == [None, "rejected", None, "rejected", None]
+    answer = minilm_server.client().embeddings.create(model="m", input=[texts[0], texts[2], texts[4]])
+    for row, item in zip((0, 2, 4), answer.data, strict=True):
+        vector = np.array(table.column("embedding")[row].as_py(), np.float32)
+        np.testing.assert_allclose(vector, item.embedding, atol=1e-5)
+
+
+def test_http_engine_holds_a_chat_to_a_json_schema(tiny_server, tiny_model_dir, functions):
+    schema = {
+        "type": "object",
+        "properties": {"lines": {"type": "integer", "maximum": 99}},
+        "required": ["lines"],
+    }
+    sampling = {"max_new_tokens": 32, "temperature": 0, "json_schema": json.dumps(schema)}
+    options = {"url": tiny_server.url}
+    with batch_sdk.create_engine("http", model=tiny_model_dir, task="generate", options=options) as engine:
+        engine.submit([GenerateRequest(0, [{"role": "user", "content": functions[0]}], sampling)])
+        (result,) = engine.wait()
+    assert result.error is None
+    assert isinstance(json.loads(result.text)["lines"], int)
