@@ -21,6 +21,7 @@ from batch_sdk.errors import (
     SourceError,
 )
 from batch_sdk.job import EmbedJob, GenerateJob
+from batch_sdk.outputs import JobStatus, resume, status
 from batch_sdk.sampling import SamplingParams
 from batch_sdk.summary import BatchResult, JobSummary
 
@@ -32,6 +33,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "GenerateJob",
+    "JobStatus",
     "JobSummary",
     "OptionError",
     "OutputError",
@@ -42,4 +44,6 @@ __all__ = [
     "create_engine",
     "embed",
     "generate",
+    "resume",
+    "status",
 ]

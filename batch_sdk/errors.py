@@ -74,6 +74,8 @@ class RowErrorKind(StrEnum):
     """The engine refused this row as invalid."""
     ABORTED = "aborted"
     """The engine began this row and gave it up."""
+    ENGINE_DIED = "engine_died"
+    """The engine died on this row, and again when it had nothing else to do."""
 
 
 class RowError(NamedTuple):

@@ -18,7 +18,7 @@ _LINE_CHARS = 90
 
 
 def head(output: str, rows: int) -> pa.Table:
-    """Return the first rows of an output that `ParquetSink` wrote."""
+    """Return the first rows of an output: a Parquet file, or a directory of parts."""
     files = (
         [output] if os.path.isfile(output) else sorted(glob.glob(os.path.join(glob.escape(output), "part-*")))
     )

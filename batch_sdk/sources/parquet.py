@@ -6,12 +6,14 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_sdk.errors import SourceError
-from batch_sdk.sources.base import Source
+from batch_sdk.folder import is_unfinished
+from batch_sdk.sources.base import Source, fingerprint_file
 
 PathLike = str | os.PathLike[str]
 
@@ -40,6 +42,12 @@ def find_files(spec: PathLike) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    if is_unfinished(folder):
+        raise SourceError(
+            f"{str(folder)!r} is the output of a job that has not finished",
+            "a finished one",
+            "resume it first, or name its files (a glob) to read those that are there",
+        )
     files = []
     for file in sorted(folder.rglob("*.parquet")):
         inner = file.relative_to(folder)
@@ -110,16 +118,35 @@ class ParquetSource(Source):
 
     def batches(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the files' rows one file after another; only these columns are read from disk."""
-        wanted = list(columns)
-        for file in self.paths:
-            with _open(file) as opened:
-                pieces = opened.iter_batches(batch_size=max_rows, columns=wanted)
-                while True:
-                    try:
-                        batch = next(pieces)
-                    except StopIteration:
-                        break
-                    except (pa.ArrowException, OSError) as error:
-                        raise SourceError(f"{str(file)!r} is damaged: {error}") from error
-                    # Parquet finds columns by path prefix and returns them in the file's order.
-                    yield batch.select(wanted)
+        yield from self.batches_from(columns, max_rows, 0)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Add the rows to what is known of any file."""
+        files = zip(self.paths, self._rows, strict=True)
+        return {"files": [{**fingerprint_file(path), "rows": rows} for path, rows in files]}
+
+    def batches_from(self, columns: Sequence[str], max_rows: int, start: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows from `start` on; files and row groups before it are not read."""
+        for file, rows in zip(self.paths, self._rows, strict=True):
+            if start < rows:
+                yield from _read(file, list(columns), max_rows, start)
+            start = max(0, start - rows)
+
+
+def _read(file: Path, wanted: list[str], max_rows: int, start: int) -> Iterator[pa.RecordBatch]:
+    with _open(file) as opened:
+        groups = list(range(opened.num_row_groups))
+        while groups and start >= opened.metadata.row_group(groups[0]).num_rows:
+            start -= opened.metadata.row_group(groups.pop(0)).num_rows
+        pieces = opened.iter_batches(batch_size=max_rows, columns=wanted, row_groups=groups)
+        while True:
+            try:
+                batch = next(pieces)
+            except StopIteration:
+                break
+            except (pa.ArrowException, OSError) as error:
+                raise SourceError(f"{str(file)!r} is damaged: {error}") from error
+            skipped = min(start, batch.num_rows)
+            start -= skipped
+            # Parquet finds columns by path prefix and returns them in the file's order.
+            yield batch.select(wanted).slice(skipped)
