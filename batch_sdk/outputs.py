@@ -155,5 +155,5 @@ def hint(output: str) -> str:
     if found is None:
         return "nothing was written"
     if found.complete:
-        return f"{output} is whole; error rows may be left"
+        return f"{output} is complete, with {found.tally().errors.total():,} error rows"
     return f"{found.rows:,} rows are kept; go on with: arctic-batch resume {output}"
