@@ -6,6 +6,7 @@ shapes the output is the same; how fast the rows are computed may differ.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -173,6 +174,7 @@ def describe_job(
     )
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import time
 
 import pyarrow as pa
@@ -165,3 +167,27 @@ def test_only_one_process_writes_and_others_see_it(processes, folder, tmp_path):
     assert found.state == "stopped"
     assert "state     stopped" in str(found)
     assert f"of {ROWS:,}" in str(found)
+
+
+@pytest.mark.parametrize(("number", "code", "says"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_signals_keep_what_is_finished(folder, tmp_path, number, code, says):
+    out = tmp_path / "out"
+    argv = command("generate", folder, out, "--engine-option", "delay_seconds=0.02", "--batch-rows", "4")
+    argv[argv.index("--rows-per-file") + 1] = "1000000"
+    job = subprocess.Popen([sys.executable, "-m", "batch_sdk.cli", *argv], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not list(out.glob(".part-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(0.1)
+    job.send_signal(number)
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == code
+    found = batch_sdk.status(out)
+    assert (found.state, found.parts) == ("stopped", 1)
+    assert 0 < found.rows < ROWS
+    assert (
+        err == f"arctic-batch: {says}; {found.rows:,} rows are kept; go on with: arctic-batch resume {out}\n"
+    )
+    assert cli.main(["resume", str(out), "--engine-option", "delay_seconds=0"]) == 0
+    assert read(out).column("id").to_pylist() == list(range(ROWS))

@@ -53,7 +53,7 @@ def test_damaged_manifests(text):
 
 def test_a_later_format_is_refused():
     text = describe().to_json().replace('"format": 1', '"format": 2')
-    with pytest.raises(OutputError, match="has format 2.*wanted format 1"):
+    with pytest.raises(OutputError, match=r"has format 2.*wanted format 1"):
         Manifest.from_json(text, "x")
 
 
