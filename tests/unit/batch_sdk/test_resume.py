@@ -18,6 +18,8 @@ import batch_sdk
 from batch_sdk import cli
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OptionError, OutputError, SourceError
+from batch_sdk.sinks import parquet
+from batch_sdk.sinks.parquet import RowGroupWriter
 
 SMALL = {"window_rows": 4, "batch_rows": 2, "progress": False}
 
@@ -253,6 +255,41 @@ TOUCHES = ((os, "replace"), (os, "fsync"), (Path, "write_text"), (Path, "unlink"
 def quick_disk(monkeypatch):
     """Processes die here, not the machine: nothing has to reach the platter."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.mark.parametrize("calls", range(5))
+@pytest.mark.parametrize("effect", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(RowGroupWriter, "write"), (RowGroupWriter, "close"), (pq.ParquetWriter, "write_table")],
+)
+def test_ctrl_c_in_the_middle_of_a_write(files, tmp_path, monkeypatch, owner, name, effect, calls):
+    """A part that may hold a row twice, or lack one, is dropped and not kept as a short one."""
+    monkeypatch.setattr(parquet, "_GROUP_ROWS", 1)
+    run("generate", files, tmp_path / "whole")
+    expected = read(tmp_path / "whole")
+    real, left = getattr(owner, name), calls
+
+    def interrupted(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left == -1 and not effect:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+        if left == -1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        try:
+            run("generate", files, tmp_path / "o")
+        except KeyboardInterrupt:
+            assert batch_sdk.status(tmp_path / "o").state == "stopped"
+        else:
+            assert name == "close", "a part is closed three times only"
+    assert not list((tmp_path / "o").glob(".*"))
+    run("generate", files, tmp_path / "o", resume=True)
+    assert read(tmp_path / "o").equals(expected)
 
 
 class Dead(BaseException):
