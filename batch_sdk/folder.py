@@ -56,8 +56,11 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether this is the output of a job that has rows to do."""
-    manifest = load_manifest(folder)
+    """Whether this is the output of a job that has rows to do; somebody else's files of that name are not."""
+    try:
+        manifest = load_manifest(folder)
+    except OutputError:
+        return False
     return manifest is not None and not manifest.complete
 
 

@@ -231,6 +231,11 @@ def test_nonsense(files, tmp_path):
             batch_sdk.resume(path)
 
 
+def test_somebody_elses_manifest_in_an_input(files, tmp_path):
+    (files / "_manifest.json").write_text('{"entries": []}')
+    assert run("generate", files, tmp_path / "o").rows == 20
+
+
 def test_parts_are_bound_in_time(files, tmp_path):
     run("generate", files, tmp_path / "o", part_seconds=1e-9, rows_per_file=1000)
     assert batch_sdk.status(tmp_path / "o").parts == 10
