@@ -25,6 +25,7 @@ from batch_sdk.errors import (
 )
 from batch_sdk.job import EmbedJob, GenerateJob
 from batch_sdk.openai_batch import run_openai_batch
+from batch_sdk.outputs import JobStatus, resume, status
 from batch_sdk.sampling import SamplingParams
 from batch_sdk.summary import BatchResult, JobSummary
 
@@ -36,6 +37,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "GenerateJob",
+    "JobStatus",
     "JobSummary",
     "OptionError",
     "OutputError",
@@ -46,5 +48,7 @@ __all__ = [
     "create_engine",
     "embed",
     "generate",
+    "resume",
     "run_openai_batch",
+    "status",
 ]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
-from batch_sdk.engines import Engine, create_engine
+from batch_sdk.engines import Engine, create_engine, engine_name
 from batch_sdk.engines.base import Task
 from batch_sdk.errors import OptionError, check_names
-from batch_sdk.job import ChatMode, EmbedJob, GenerateJob
+from batch_sdk.job import ChatMode, EmbedJob, GenerateJob, Job
+from batch_sdk.manifest import Manifest, describe_job
 from batch_sdk.messages import Messages
 from batch_sdk.plan import EmbedPlan, GeneratePlan
 from batch_sdk.runner import run_job
 from batch_sdk.sampling import SamplingOptions, SamplingParams
-from batch_sdk.sinks import open_sink
-from batch_sdk.sources import open_source
+from batch_sdk.sinks import Resume, open_sink
+from batch_sdk.sources import Source, open_source
 from batch_sdk.summary import BatchResult, JobSummary
 from batch_sdk.truncation import OnTooLong
 
@@ -49,7 +51,10 @@ def generate(
     batch_rows: int = 1024,
     limit_rows: int | None = None,
     overwrite: bool = False,
-    rows_per_file: int = 1_000_000,
+    resume: Resume = False,
+    rows_per_file: int = 100_000,
+    part_seconds: float = 300.0,
+    max_restarts: int = 6,
     progress: bool | None = None,
     return_summary: bool = False,
     **sampling: Unpack[SamplingOptions],
@@ -99,8 +104,13 @@ def generate(
         window_rows: how far the engine's newest row may run ahead of the oldest unfinished one.
         batch_rows: rows of an output record batch.
         limit_rows: stop after so many input rows.
-        overwrite: replace an existing output.
-        rows_per_file: rows of a part file, if `output` is a directory.
+        overwrite: replace an existing output. A directory's old parts go as soon as the engine is up.
+        resume: go on with the unfinished job in the directory `output`, which has to be the same one; begin
+            if there is none. "errors" computes the error rows of a finished one again, and only those.
+        rows_per_file: rows of a part file at most, if `output` is a directory.
+        part_seconds: a part file is closed after so many seconds, even if it has fewer rows.
+        max_restarts: how often an engine that dies is started again to find the row that kills it, which
+            ends as `engine_died`; 0 stops at the first death. Not for an engine that you started.
         progress: show a progress bar on stderr; None shows it on a terminal.
         return_summary: without `output`, return `BatchResult(table, summary)` instead of the table alone.
         **sampling: `max_new_tokens`, `temperature`, `top_p`, `stop`, ...: see `SamplingParams`.
@@ -111,7 +121,8 @@ def generate(
 
     Raises:
         BatchError: the job could not start (`OptionError`, `SourceError`, `ColumnError`, `PromptError`,
-            `OutputError`) or the engine died (`EngineError`). Nothing is left at `output`.
+            `OutputError`) or the engine died (`EngineError`). A file at `output` was not written then; a
+            directory keeps the rows that are done, and `resume` adds the others.
     """
     check_names(sampling, [*SamplingOptions.__annotations__, *_named_options(generate)], "option of generate")
     job = GenerateJob(
@@ -138,9 +149,17 @@ def generate(
     )
     source = open_source(data)
     plan = GeneratePlan(job, source.schema)
-    sink = open_sink(output, source, overwrite=overwrite, rows_per_file=rows_per_file)
     runner = _engine(model, engine, engine_options, plan.task)
-    result, summary = run_job(job, plan, source, sink, runner, progress=progress)
+    sink = open_sink(
+        output,
+        source,
+        partial(_describe, job, source, runner, engine_options, rows_per_file),
+        overwrite=overwrite,
+        resume=resume,
+        rows_per_file=rows_per_file,
+        part_seconds=part_seconds,
+    )
+    result, summary = run_job(job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
 
 
@@ -162,7 +181,10 @@ def embed(
     block_rows: int = 64,
     limit_rows: int | None = None,
     overwrite: bool = False,
-    rows_per_file: int = 1_000_000,
+    resume: Resume = False,
+    rows_per_file: int = 100_000,
+    part_seconds: float = 300.0,
+    max_restarts: int = 6,
     progress: bool | None = None,
     return_summary: bool = False,
 ) -> Any:
@@ -197,9 +219,17 @@ def embed(
     )
     source = open_source(data)
     plan = EmbedPlan(job, source.schema)
-    sink = open_sink(output, source, overwrite=overwrite, rows_per_file=rows_per_file)
     runner = _engine(model, engine, engine_options, plan.task)
-    result, summary = run_job(job, plan, source, sink, runner, progress=progress)
+    sink = open_sink(
+        output,
+        source,
+        partial(_describe, job, source, runner, engine_options, rows_per_file),
+        overwrite=overwrite,
+        resume=resume,
+        rows_per_file=rows_per_file,
+        part_seconds=part_seconds,
+    )
+    result, summary = run_job(job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
 
 
@@ -228,6 +258,18 @@ def _engine(model: str | Engine, name: str, options: dict[str, Any] | None, task
             "engine_options together with a running engine", remedy="give them to create_engine(...) instead"
         )
     return model
+
+
+def _describe(
+    job: Job, source: Source, engine: Engine, engine_options: dict[str, Any] | None, rows_per_file: int
+) -> Manifest:
+    return describe_job(
+        job,
+        source,
+        engine=engine_name(engine),
+        engine_options=engine_options or {},
+        rows_per_file=rows_per_file,
+    )
 
 
 def _answer(output: Output, result: Any, summary: JobSummary, return_summary: bool) -> Any:

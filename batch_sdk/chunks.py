@@ -48,6 +48,13 @@ class Tally:
         self.rows += 1
         self.errors[error.kind.value] += 1
 
+    def add(self, other: Tally) -> None:
+        """Count another tally's rows in."""
+        self.rows += other.rows
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.errors.update(other.errors)
+
 
 class _Undecodable:
     """Stands for a string whose bytes are not UTF-8."""

@@ -19,8 +19,10 @@ from typing import Any, NoReturn
 from batch_sdk import cli_prompts, show
 from batch_sdk.api import embed, generate
 from batch_sdk.cli_openai import add_openai, run_openai
+from batch_sdk.cli_outputs import add_commands, add_pace, pace, run_resume, run_status
 from batch_sdk.engines import ENGINES
 from batch_sdk.errors import BatchError, EngineError, OptionError
+from batch_sdk.outputs import hint
 from batch_sdk.summary import JobSummary
 
 _SAMPLING_FLAGS: dict[str, tuple[type, str]] = {
@@ -69,8 +71,9 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument(
-        "--rows-per-file", type=int, default=1_000_000, metavar="N", help="rows of a part (%(default)s)"
+        "--resume", action="store_true", help="go on with the same job's unfinished directory, or begin it"
     )
+    add_pace(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N input rows")
     parser.add_argument("--engine", default="sglang", help=f"{' or '.join(ENGINES)} (%(default)s)")
     parser.add_argument(
@@ -126,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_embed(commands)
     add_openai(commands, _key_value)
+    add_commands(commands, _key_value)
     return parser
 
 
@@ -198,7 +202,8 @@ def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
         "model": args.model,
         "output": args.output,
         "overwrite": args.overwrite,
-        "rows_per_file": args.rows_per_file,
+        "resume": args.resume,
+        **pace(args),
         "limit_rows": args.limit,
         "engine": args.engine,
         "engine_options": _once(args.engine_option),
@@ -237,6 +242,8 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _run(args: argparse.Namespace) -> int:
     if args.command == "openai":
         return run_openai(args)
+    if args.command in ("resume", "status"):
+        return run_resume(args) if args.command == "resume" else run_status(args)
     show_rows = args.show if args.show is not None else _SHOW_ROWS if sys.stdout.isatty() else 0
     if show_rows < 0:
         raise OptionError(f"--show {show_rows}", "a whole number from 0")
@@ -275,9 +282,13 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if args.fail_on_error and summary.errors else 0
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
 def _terminate(signum: int, frame: object) -> NoReturn:
-    # As an exception, so that the output is dropped and the engine's processes are closed on the way out.
-    raise SystemExit(128 + signum)
+    # As an exception, so that finished rows are kept and the engine's processes are closed on the way out.
+    raise _Terminated(128 + signum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -289,13 +300,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args)
     except EngineError as error:
         print(f"arctic-batch: error: {error}", file=sys.stderr)
+        print(f"arctic-batch: {hint(args.output)}", file=sys.stderr)
         return 1
     except BatchError as error:
         print(f"arctic-batch: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("arctic-batch: interrupted; nothing was written", file=sys.stderr)
+        print(f"arctic-batch: interrupted; {hint(args.output)}", file=sys.stderr)
         return 130
+    except _Terminated as ended:
+        print(f"arctic-batch: terminated; {hint(args.output)}", file=sys.stderr)
+        return int(ended.code or 1)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,11 @@ class OutputError(BatchError):
 
 
 class EngineError(BatchError):
-    """The engine cannot start, or died. Fatal: the rows in flight are lost and the job stops."""
+    """The engine cannot start or go on. Fatal: the rows in flight are lost and the job stops."""
+
+
+class EngineDiedError(EngineError):
+    """The engine died at its work. A fresh one may be fine: what was in flight may be what killed it."""
 
 
 class RowErrorKind(StrEnum):
@@ -80,6 +84,8 @@ class RowErrorKind(StrEnum):
     """The response is not what the schema asked for; the message has its beginning."""
     SERVER_ERROR = "server_error"
     """The server did not answer this row, or failed on it, and retries did not help."""
+    ENGINE_DIED = "engine_died"
+    """The engine died on this row, and again when it had nothing else to do."""
 
 
 class RowError(NamedTuple):

@@ -67,6 +67,7 @@ class Flow:
         window_rows: see above.
         batch_rows: see `batches`.
         on_progress: called whenever rows have finished.
+        start: position of the first row of `batches`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Flow:
         window_rows: int,
         batch_rows: int,
         on_progress: Callable[[], None],
+        start: int = 0,
     ) -> None:
         self._batches = batches
         self._make_chunk = make_chunk
@@ -86,7 +88,7 @@ class Flow:
         self._batch_rows = batch_rows
         self._on_progress = on_progress
         self._open: deque[Chunk] = deque()
-        self._next_position = 0
+        self._next_position = start
         self._exhausted = False
         self._in_flight = 0
 

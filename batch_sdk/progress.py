@@ -18,7 +18,7 @@ class Progress:
     """Shows a `Tally` as it grows.
 
     Args:
-        tally: what the job has finished; read, never written.
+        tally: what the job has finished; read, never written. What it holds already is an earlier run's.
         total_rows: rows in all, or None if unknown.
         show: True or False; None shows the bar only where stderr is a terminal.
         label: what stands before the bar.
@@ -28,7 +28,10 @@ class Progress:
         self._tally = tally
         if show is None:
             show = sys.stderr.isatty()
-        self._bar = tqdm(total=total_rows, desc=label, unit="row", file=sys.stderr, disable=not show)
+        self._earlier_tokens = tally.prompt_tokens + tally.completion_tokens
+        self._bar = tqdm(
+            total=total_rows, initial=tally.rows, desc=label, unit="row", file=sys.stderr, disable=not show
+        )
         self._show = show
         self._started = time.monotonic()
         self._last = 0.0
@@ -42,7 +45,7 @@ class Progress:
 
     def _draw(self, now: float) -> None:
         tally = self._tally
-        tokens = tally.prompt_tokens + tally.completion_tokens
+        tokens = tally.prompt_tokens + tally.completion_tokens - self._earlier_tokens
         rate = tokens / max(now - self._started, 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} tok/s, {tally.errors.total():,} errors", refresh=False)
         self._bar.update(tally.rows - self._bar.n)

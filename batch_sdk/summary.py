@@ -18,6 +18,9 @@ class JobSummary:
         seconds: from the first row read to the output in place, without the engine's start.
         engine_start_seconds: 0 if the engine was running already.
         output: the output's path, or None for a table in memory.
+        earlier_rows: of `rows`, those that an earlier run had done. Rates leave them out.
+        earlier_tokens: of all tokens, those of `earlier_rows`.
+        engine_restarts: how often the engine died and was started again.
     """
 
     rows: int
@@ -27,6 +30,9 @@ class JobSummary:
     seconds: float = 0.0
     engine_start_seconds: float = 0.0
     output: str | None = None
+    earlier_rows: int = 0
+    earlier_tokens: int = 0
+    engine_restarts: int = 0
 
     @property
     def error_rows(self) -> int:
@@ -36,23 +42,26 @@ class JobSummary:
     @property
     def tokens_per_second(self) -> float:
         """Tokens in and out over `seconds`."""
-        return (self.prompt_tokens + self.completion_tokens) / max(self.seconds, 1e-9)
+        tokens = self.prompt_tokens + self.completion_tokens - self.earlier_tokens
+        return tokens / max(self.seconds, 1e-9)
 
     @property
     def rows_per_second(self) -> float:
         """Rows over `seconds`."""
-        return self.rows / max(self.seconds, 1e-9)
+        return (self.rows - self.earlier_rows) / max(self.seconds, 1e-9)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.errors.items()))
         tokens = f"{self.prompt_tokens:,} in"
         if self.completion_tokens:
             tokens += f", {self.completion_tokens:,} out"
+        earlier = f", {self.earlier_rows:,} of them before" if self.earlier_rows else ""
+        restarts = f", {self.engine_restarts} restarts" if self.engine_restarts else ""
         lines = [
-            f"rows      {self.rows:,} ({self.rows_per_second:,.1f} rows/s)",
+            f"rows      {self.rows:,} ({self.rows_per_second:,.1f} rows/s){earlier}",
             f"errors    {self.error_rows:,}" + (f" ({kinds})" if kinds else ""),
             f"tokens    {tokens} ({self.tokens_per_second:,.1f} tokens/s)",
-            f"time      {self.seconds:.1f} s, and {self.engine_start_seconds:.1f} s to start the engine",
+            f"time      {self.seconds:.1f} s, and {self.engine_start_seconds:.1f} s to start the engine{restarts}",
             f"output    {self.output or 'in memory'}",
         ]
         return "\n".join(lines)

@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=6, help="how often test_kills.py kills a batch job (6)")
+
+
 @pytest.fixture
 def write_tree(tmp_path):
     """Writes files under a fresh folder: `write_tree({"a/b.py": "text"})` -> the folder."""

@@ -8,7 +8,7 @@ from typing import Any
 from batch_sdk.engines.base import Engine, Task
 from batch_sdk.errors import check_names
 
-__all__ = ["ENGINES", "Engine", "create_engine"]
+__all__ = ["ENGINES", "Engine", "create_engine", "engine_name"]
 
 ENGINES: dict[str, str] = {
     "sglang": "batch_sdk.engines.sglang:SGLangEngine",
@@ -35,3 +35,9 @@ def create_engine(name: str, *, model: str, task: Task, options: dict[str, Any] 
     engine_class = getattr(importlib.import_module(module_name), class_name)
     engine: Engine = engine_class(model=model, task=task, options=dict(options or {}))
     return engine
+
+
+def engine_name(engine: Engine) -> str:
+    """Return the key of `ENGINES` that makes such an engine, or the name of its class."""
+    path = f"{type(engine).__module__}:{type(engine).__qualname__}"
+    return next((name for name, known in ENGINES.items() if known == path), path)

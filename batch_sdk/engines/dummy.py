@@ -24,7 +24,7 @@ from batch_sdk.engines.base import (
     Task,
 )
 from batch_sdk.engines.dummy_json import break_json, draw_json
-from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind, check_names
+from batch_sdk.errors import EngineDiedError, EngineError, OptionError, RowError, RowErrorKind, check_names
 from batch_sdk.truncation import truncated
 
 # 32 words: five bits of the prompt's hash choose each one.
@@ -48,6 +48,7 @@ class DummyOptions:
         seed: of the shuffling.
         delay_seconds: how long each `wait` takes.
         fail_on: inputs that contain this text end as `rejected`.
+        die_on: on an input that contains this text the engine dies, until it is started again.
         die_after_requests: this many requests are answered, then the engine is dead; None is never.
     """
 
@@ -60,6 +61,7 @@ class DummyOptions:
     seed: int = 0
     delay_seconds: float = 0.0
     fail_on: str | None = None
+    die_on: str | None = None
     die_after_requests: int | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +137,8 @@ class DummyEngine(Engine):
             raise EngineError("wait() with nothing in flight", "submit() first")
         if self.options.delay_seconds:
             time.sleep(self.options.delay_seconds)
+        if any(self._kills(request) for request in self._in_flight.values()):
+            raise EngineDiedError(f"the dummy engine died on {self.options.die_on!r}, as it was told to")
         positions = list(self._in_flight)
         if self.options.shuffle:
             self._random.shuffle(positions)
@@ -142,7 +146,7 @@ class DummyEngine(Engine):
         limit = self.options.die_after_requests
         if limit is not None:
             if self.answered >= limit:
-                raise EngineError(f"the dummy engine died after {limit} requests, as it was told to")
+                raise EngineDiedError(f"the dummy engine died after {limit} requests, as it was told to")
             positions = positions[: limit - self.answered]
         self.answered += len(positions)
         results: list[Result] = []
@@ -153,6 +157,12 @@ class DummyEngine(Engine):
                 self._embed(request) if isinstance(request, EmbedRequest) else self._generate(request)
             )
         return results
+
+    def _kills(self, request: Request) -> bool:
+        die_on = self.options.die_on
+        if die_on is None:
+            return False
+        return die_on in str(request.texts if isinstance(request, EmbedRequest) else request.prompt)
 
     def abandon(self) -> None:
         """Forget what is in flight."""

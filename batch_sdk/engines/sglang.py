@@ -35,7 +35,7 @@ from batch_sdk.engines.base import (
 )
 from batch_sdk.engines.sglang_answers import generated
 from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
-from batch_sdk.errors import EngineError, OptionError, RowError, RowErrorKind
+from batch_sdk.errors import EngineDiedError, EngineError, OptionError, RowError, RowErrorKind
 from batch_sdk.truncation import truncated
 
 _PROBE = "hello"
@@ -215,7 +215,7 @@ class SGLangEngine(Engine):
     def _check_alive(self) -> None:
         dead = children.first_dead(self._children)
         if dead is not None:
-            raise EngineError(
+            raise EngineDiedError(
                 f"a process of the engine died (pid {dead.pid})",
                 remedy="see its messages above; if there are none, the system may have run out of memory",
             )
@@ -374,7 +374,7 @@ def _result(task: asyncio.Task[Result]) -> Result:
     error = task.exception()
     if error is not None:
         # What SGLang means as an answer to one row was caught in the task; this is something else.
-        raise EngineError(f"SGLang failed on a request: {type(error).__name__}: {error}") from error
+        raise EngineDiedError(f"SGLang failed on a request: {type(error).__name__}: {error}") from error
     return task.result()
 
 

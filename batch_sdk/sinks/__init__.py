@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from batch_sdk.errors import OutputError
+from batch_sdk.errors import OptionError, OutputError
 from batch_sdk.kinds import format_of
 from batch_sdk.remote import file_system, is_url, plain
 from batch_sdk.sinks.base import Sink
 from batch_sdk.sources.base import Source
 
-__all__ = ["Sink", "open_lines_sink", "open_sink"]
+if TYPE_CHECKING:
+    from batch_sdk.manifest import Manifest
+
+__all__ = ["Resume", "Sink", "open_lines_sink", "open_sink"]
+
+Resume = bool | Literal["errors"]
 
 
 def open_sink(
     output: str | os.PathLike[str] | None,
     source: Source,
+    describe: Callable[[], Manifest],
     *,
     overwrite: bool = False,
-    rows_per_file: int = 1_000_000,
+    resume: Resume = False,
+    rows_per_file: int = 100_000,
+    part_seconds: float = 300.0,
 ) -> Sink:
     """Return the sink for an output.
 
@@ -27,14 +37,25 @@ def open_sink(
         output: None for a table in memory, of the input's kind; a path or URL whose ending chooses a file of
             Parquet, Arrow or JSONL; any other local path for a directory of Parquet parts.
         source: the job's input; its files may not be the output.
+        describe: returns the job's manifest; asked only for a directory.
         overwrite: whether an existing output may be replaced.
-        rows_per_file: rows of a part, if the output is a directory.
+        resume: True to go on with a directory that the same job began, "errors" to compute the error rows of
+            a finished one again.
+        rows_per_file: rows of a part at most, if the output is a directory.
+        part_seconds: time after which a part is closed, if the output is a directory.
 
     Raises:
+        OptionError: options that do not go together.
         OutputError: the output is not a path, is of a kind that is not written, or is (or holds) one of the
             input's files.
     """
+    if resume not in (True, False, "errors"):
+        raise OptionError(f"resume={resume!r}", "True, False or 'errors'")
+    if resume and overwrite:
+        raise OptionError("resume together with overwrite", "one of them")
     if output is None:
+        if resume:
+            raise OptionError("resume without an output", "output=, a directory")
         from batch_sdk.sinks.memory import MemorySink
 
         return MemorySink(source)
@@ -44,10 +65,33 @@ def open_sink(
         )
     path = _checked(os.fspath(output), source)
     found = format_of(path)
-    if not is_url(path) and (found is None or found.kind == "parquet"):
+    if found is not None or is_url(path):
+        return _file_sink(path, overwrite, resume)
+    from batch_sdk.sinks.parts import PartsSink
+    from batch_sdk.sinks.patch import PatchSink
+
+    if resume == "errors":
+        return PatchSink(path, describe)
+    return PartsSink(
+        path,
+        describe,
+        overwrite=overwrite,
+        resume=bool(resume),
+        rows_per_file=rows_per_file,
+        part_seconds=part_seconds,
+    )
+
+
+def _file_sink(path: str, overwrite: bool, resume: Resume) -> Sink:
+    if resume:
+        raise OutputError(
+            f"the output {path!r} is one file, which is written whole or not at all", "a directory to resume"
+        )
+    found = format_of(path)
+    if not is_url(path) and found is not None and found.kind == "parquet":
         from batch_sdk.sinks.parquet import ParquetSink
 
-        return ParquetSink(path, overwrite=overwrite, rows_per_file=rows_per_file)
+        return ParquetSink(path, overwrite=overwrite)
     from batch_sdk.sinks.files import file_sink
 
     return file_sink(path, overwrite)

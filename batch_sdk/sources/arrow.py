@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
-from batch_sdk.sources.base import Source
+from batch_sdk.sources.base import Source, fingerprint_table
 
 
 class TableSource(Source):
@@ -29,7 +29,15 @@ class TableSource(Source):
 
     def batches(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield slices of the table's chunks; nothing is copied."""
-        yield from self._table.select(list(columns)).to_batches(max_chunksize=max_rows)
+        yield from self.batches_from(columns, max_rows, 0)
+
+    def batches_from(self, columns: Sequence[str], max_rows: int, start: int) -> Iterator[pa.RecordBatch]:
+        """Yield slices from row `start` on."""
+        yield from self._table.select(list(columns)).slice(start).to_batches(max_chunksize=max_rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hash the contents."""
+        return fingerprint_table(self.schema, self._table.to_batches())
 
 
 class StreamSource(Source):

@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from batch_sdk.errors import SourceError
+from batch_sdk.flow import rebatch
+
 Kind = Literal["arrow", "polars"]
+_HASHED_ROWS = 65_536
+
+
+def fingerprint_file(path: Path) -> dict[str, Any]:
+    """Return what tells one version of a file from another. Raises `SourceError` if it is gone."""
+    try:
+        known = path.stat()
+    except OSError as error:
+        raise SourceError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    return {"path": str(path.resolve()), "size": known.st_size, "mtime_ns": known.st_mtime_ns}
+
+
+def fingerprint_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
+    """Return a table's schema, rows and a hash of its contents; reads every byte once.
+
+    How the rows are cut into batches does not matter.
+    """
+    digest = _Digest()
+    rows = 0
+    with pa.ipc.new_stream(pa.PythonFile(digest, mode="w"), schema) as writer:
+        for batch in rebatch(batches, _HASHED_ROWS):
+            rows += batch.num_rows
+            writer.write_batch(batch)
+    return {"schema": schema.to_string(show_schema_metadata=False), "rows": rows, "hash": digest.hexdigest()}
+
+
+class _Digest(io.RawIOBase):
+    """A file that keeps nothing but the hash of what is written to it."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Hash the bytes."""
+        self._hash.update(data)
+        return len(data)
+
+    def hexdigest(self) -> str:
+        """Return the hash of all so far."""
+        return self._hash.hexdigest()
 
 
 class Source(ABC):
@@ -46,6 +95,28 @@ class Source(ABC):
         Raises:
             SourceError: the data cannot be read, or changed since the source was opened.
         """
+
+    def batches_from(self, columns: Sequence[str], max_rows: int, start: int) -> Iterator[pa.RecordBatch]:
+        """Yield what `batches` does, without the first `start` rows.
+
+        This one reads and drops them. A source that can skip does better.
+        """
+        for batch in self.batches(columns, max_rows):
+            if start >= batch.num_rows:
+                start -= batch.num_rows
+            else:
+                yield batch.slice(start)
+                start = 0
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """Return plain data that is equal for the same input and differs for another.
+
+        Of files it is path, size and time of change; None means that the input cannot be recognised again,
+        so that a job on it cannot be resumed.
+        """
+        if not self.paths or self.urls:
+            return None
+        return {"files": [fingerprint_file(path) for path in self.paths]}
 
     def restore(self, table: pa.Table) -> Any:
         """Return an in-memory result as the kind of table that the input was."""

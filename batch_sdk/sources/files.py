@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
+from batch_sdk.folder import is_unfinished
 from batch_sdk.kinds import KNOWN, Format, format_of
 from batch_sdk.remote import file_system, is_url, plain, remote_errors
 
@@ -108,6 +109,12 @@ def _find(text: str) -> list[File]:
     if os.path.isfile(text):
         return [_file(text, "")]
     if os.path.isdir(text):
+        if is_unfinished(Path(text)):
+            raise SourceError(
+                f"{text!r} is the output of a job that has not finished",
+                "a finished one",
+                "resume it first, or name its files (a glob) to read those that are there",
+            )
         inner = sorted(path for path in Path(text).rglob("*") if path.is_file())
         return _of_directory(text, [str(path) for path in inner])
     found = sorted(Path(name) for name in glob.glob(text, recursive=True) if os.path.isfile(name))

@@ -9,7 +9,9 @@ import polars as pl
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
-from batch_sdk.sources.base import Kind, Source
+from batch_sdk.sources.base import Kind, Source, fingerprint_table
+
+_HASHED_ROWS = 65_536
 
 
 def _to_batches(frame: pl.DataFrame) -> Iterator[pa.RecordBatch]:
@@ -61,8 +63,16 @@ class FrameSource(_PolarsSource):
     def batches(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield slices; each is converted when its turn comes, so that strings are never copied all at
         once."""
-        for piece in self._frame.select(list(columns)).iter_slices(max_rows):
+        yield from self.batches_from(columns, max_rows, 0)
+
+    def batches_from(self, columns: Sequence[str], max_rows: int, start: int) -> Iterator[pa.RecordBatch]:
+        """Yield slices from row `start` on."""
+        for piece in self._frame.select(list(columns)).slice(start).iter_slices(max_rows):
             yield from _to_batches(piece)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Hash the contents."""
+        return fingerprint_table(self.schema, self.batches(self.schema.names, _HASHED_ROWS))
 
 
 class LazySource(_PolarsSource):

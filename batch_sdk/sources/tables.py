@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,13 +66,21 @@ class FileSource(Source):
 
     def batches(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the files' rows one file after another; only these columns are read, where the kind can."""
-        schema = pa.schema([self._schema.field(name) for name in columns])
-        # Rows have to come from somewhere, even if only partitions are wanted.
-        stored = [name for name in columns if name in self._stored.names] or self._stored.names[:1]
         for file in self._files:
-            for batch in self._read(file, stored, max_rows):
-                arrays = [self._column(file, batch, field) for field in schema]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            yield from self._arranged(file, columns, self._read(file, self._stored_of(columns), max_rows))
+
+    def _stored_of(self, columns: Sequence[str]) -> list[str]:
+        # Rows have to come from somewhere, even if only partitions are wanted.
+        return [name for name in columns if name in self._stored.names] or self._stored.names[:1]
+
+    def _arranged(
+        self, file: File, columns: Sequence[str], batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
+        """Put a file's batches into the order of `columns`, partitions included."""
+        schema = pa.schema([self._schema.field(name) for name in columns])
+        for batch in batches:
+            arrays = [self._column(file, batch, field) for field in schema]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     @staticmethod
     def _column(file: File, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:

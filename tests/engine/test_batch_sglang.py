@@ -308,6 +308,7 @@ def test_death_and_interruption_end_the_command_cleanly(tiny_model_dir, tmp_path
     pq.write_table(pa.table({"text": PROMPTS * 400}), source)
     command = [sys.executable, "-m", "batch_sdk.cli", "generate", str(source), "-o", str(out), "--model"]
     options = ["--prompt", "{{ text }}", "--window-rows", "8", "--batch-rows", "8", "--max-new-tokens", "64"]
+    options += ["--max-restarts", "0"]
     log = tmp_path / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -330,6 +331,29 @@ def test_death_and_interruption_end_the_command_cleanly(tiny_model_dir, tmp_path
     _, alive = psutil.wait_procs(engine, timeout=5)
     assert alive == []
     assert sorted(os.listdir(tmp_path)) == ["in.parquet", "log"]
+
+
+def test_a_scheduler_that_dies_is_started_again(tiny_model_dir, tmp_path):
+    source, out, log = tmp_path / "in.parquet", tmp_path / "out", tmp_path / "log"
+    table = pa.table({"id": range(96), "text": PROMPTS * 6})
+    pq.write_table(table, source)
+    command = [sys.executable, "-m", "batch_sdk.cli", "generate", str(source), "-o", str(out), "--model"]
+    options = ["--prompt", "{{ text }}", "--window-rows", "8", "--batch-rows", "8", "--max-new-tokens", "8"]
+    with log.open("w") as stream:
+        process = subprocess.Popen([*command, tiny_model_dir, *options], stderr=stream, stdout=stream)
+    family = psutil.Process(process.pid)
+    wait_for(lambda: list(out.glob(".part-*")), process)
+    engine = [p for p in family.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+    max(engine, key=lambda p: p.memory_info().rss).kill()
+    try:
+        assert process.wait(timeout=200) == 0, log.read_text()[-3000:]
+    finally:
+        children.kill([family])
+    assert "1 restarts" in log.read_text()
+    assert children.first_dead(engine) is not None
+    done = pq.read_table(out / "part-00000.parquet")
+    assert done.column("id").to_pylist() == list(range(96))
+    assert done.column("error").null_count == 96
 
 
 def test_an_sglang_that_does_not_fit_is_refused_before_anything_starts(tiny_model_dir, tmp_path, monkeypatch):

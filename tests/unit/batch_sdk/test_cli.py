@@ -94,7 +94,11 @@ def test_prompt_file_keep_and_directory_output(capsys, table, tmp_path):
     code, text, _ = run(capsys, *args, *more, "--response-column", "said", "--details-prefix", "x_")
     assert code == 0
     assert "errors    0\n" in text
-    assert sorted(os.listdir(tmp_path / "o")) == ["part-00000.parquet", "part-00001.parquet"]
+    assert sorted(os.listdir(tmp_path / "o")) == [
+        "_manifest.json",
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
     names = pq.read_table(tmp_path / "o").column_names
     assert names == ["id", "said", "x_prompt_tokens", "x_completion_tokens", "x_finish_reason", "x_error"]
 
@@ -159,7 +163,10 @@ def test_engine_death_exits_1_and_leaves_nothing(capsys, table, tmp_path):
         "die_after_requests=2",
     )
     assert code == 1
-    assert err == "arctic-batch: error: the dummy engine died after 2 requests, as it was told to\n"
+    assert err == (
+        "arctic-batch: error: the dummy engine died after 2 requests, as it was told to\n"
+        "arctic-batch: nothing was written\n"
+    )
     assert os.listdir(tmp_path) == ["in.parquet"]
 
 

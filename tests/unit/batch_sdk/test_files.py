@@ -117,7 +117,8 @@ def test_single_file(jobs, files, tmp_path):
 def test_directory_of_parts(jobs, files, tmp_path, rows_per_file, counts):
     out = tmp_path / "out"
     jobs.generate(files, output=out, batch_rows=3, rows_per_file=rows_per_file)
-    parts = sorted(out.iterdir())
+    parts = sorted(out.glob("*.parquet"))
+    assert sorted(p.name for p in out.iterdir()) == ["_manifest.json", *(p.name for p in parts)]
     assert [p.name for p in parts] == [f"part-{i:05d}.parquet" for i in range(len(counts))]
     assert [pq.read_metadata(p).num_rows for p in parts] == counts
     assert jobs.generate(out, response_column="again", details_prefix="b_")["id"].to_pylist() == list(
@@ -180,16 +181,13 @@ class Interrupting(DummyEngine):
         return super().wait()
 
 
-@pytest.mark.parametrize("name", ["o.parquet", "o"])
-def test_death_and_interruption_leave_nothing(files, tmp_path, name, monkeypatch):
+def test_death_and_interruption_leave_no_file(files, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_sink, "_GROUP_ROWS", 1)
-    out = tmp_path / name
+    out = tmp_path / "o.parquet"
     engine = DummyEngine(model="m", task="generate", options={"die_after_requests": 8})
     engine.start()
     with pytest.raises(EngineError, match="died after 8"):
-        batch_sdk.generate(
-            files, prompt="{{ text }}", model=engine, output=out, window_rows=4, batch_rows=2, rows_per_file=3
-        )
+        batch_sdk.generate(files, prompt="{{ text }}", model=engine, output=out, window_rows=4, batch_rows=2)
     interrupting = Interrupting(model="m", task="generate", options={})
     interrupting.start()
     with pytest.raises(KeyboardInterrupt):
@@ -200,7 +198,6 @@ def test_death_and_interruption_leave_nothing(files, tmp_path, name, monkeypatch
             output=out,
             window_rows=4,
             batch_rows=2,
-            rows_per_file=3,
         )
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     assert interrupting._in_flight == {}, "a shared engine must not keep rows of a job that is gone"

@@ -163,11 +163,11 @@ def test_a_hang_is_a_timeout_and_a_retry(stubs):
             await asyncio.sleep(60)
 
     stub = stubs.start(trouble=hang)
-    assert responses(generate(stub, engine={"timeout_seconds": 0.3})) == RIGHT
+    assert responses(generate(stub, engine={"timeout_seconds": 1.0})) == RIGHT
     assert stub.seen["row 3"] == 2
-    out = generate(stubs.start(trouble=hang), engine={"timeout_seconds": 0.1, "max_retries": 0})
+    out = generate(stubs.start(trouble=hang), engine={"timeout_seconds": 1.0, "max_retries": 0})
     assert kinds(out).count("server_error") == 1
-    assert "no answer within 0.1 s" in out.column("error")[3].as_py()["message"]
+    assert "no answer within 1" in out.column("error")[3].as_py()["message"]
 
 
 def test_retry_after_is_respected(stubs):
@@ -456,7 +456,7 @@ def test_the_command_line(stubs, tmp_path, capsys):
     assert cli.main([*args, "-o", str(tmp_path / "o"), "--engine-option", f"url={nowhere}"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"arctic-batch: error: no server answers: {nowhere}/v1 (Connection refused);")
-    assert said.count("\n") == 1
+    assert said.splitlines()[1:] == ["arctic-batch: nothing was written"]
     assert not (tmp_path / "o").exists()
 
 

@@ -1,0 +1,539 @@
+"""Stopping and going on in one process: every way to stop, every moment to die, odd tables, error rows again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import batch_sdk
+from batch_sdk import cli
+from batch_sdk.engines.dummy import DummyEngine
+from batch_sdk.errors import EngineError, OptionError, OutputError, SourceError
+from batch_sdk.sinks import parquet
+from batch_sdk.sinks.parquet import RowGroupWriter
+
+SMALL = {"window_rows": 4, "batch_rows": 2, "progress": False}
+
+
+def engine_for(task: str, **options) -> DummyEngine:
+    engine = DummyEngine(model="m", task=task, options=options)
+    engine.start()
+    return engine
+
+
+def run(task: str, data, out, engine=None, **more):
+    """One job; `more` wins over the small window."""
+    options = {"rows_per_file": 7, **SMALL, "output": out, "model": engine or engine_for(task), **more}
+    if task == "embed":
+        return batch_sdk.embed(data, column="text", block_rows=2, **options)
+    return batch_sdk.generate(data, prompt="say {{ text }}", **options)
+
+
+def read(out: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(Path(out).glob("part-*.parquet"))])
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    table = pa.table({"id": range(20), "text": [None if i == 3 else f"text {i}" for i in range(20)]})
+    for name, start, rows in (("a", 0, 9), ("b", 9, 0), ("c", 9, 11)):
+        pq.write_table(table.slice(start, rows), folder / f"{name}.parquet", row_group_size=4)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+@pytest.mark.parametrize("after", range(10))
+def test_an_engine_that_dies_leaves_a_job_to_resume(files, tmp_path, task, after):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    run(task, files, whole)
+    with pytest.raises(EngineError, match=f"died after {after}"):
+        run(task, files, out, engine_for(task, die_after_requests=after))
+    found = batch_sdk.status(out)
+    assert (found.state, found.total_rows) == ("stopped", 20)
+    summary = run(task, files, out, resume=True)
+    assert read(out).equals(read(whole))
+    assert (summary.rows, summary.earlier_rows, summary.errors) == (20, found.rows, {"null_input": 1})
+    done = batch_sdk.status(out)
+    assert (done.state, done.rows, done.errors) == ("complete", 20, {"null_input": 1})
+    assert done.prompt_tokens == sum(t or 0 for t in read(out).column("prompt_tokens").to_pylist())
+    assert sorted(os.listdir(out)) == ["_manifest.json", *sorted(p.name for p in out.glob("part-*"))]
+
+
+def test_finished_rows_are_kept_when_the_engine_dies(files, tmp_path):
+    with pytest.raises(EngineError):
+        run(
+            "generate",
+            files,
+            tmp_path / "o",
+            engine_for("generate", die_after_requests=14),
+            rows_per_file=999,
+        )
+    assert batch_sdk.status(tmp_path / "o").rows >= 10
+
+
+def test_a_finished_job_starts_no_engine(files, tmp_path):
+    run("generate", files, tmp_path / "o")
+    engine = engine_for("generate", die_after_requests=0)
+    summary = run("generate", files, tmp_path / "o", engine, resume=True)
+    assert (summary.rows, summary.earlier_rows, summary.rows_per_second) == (20, 20, 0)
+    assert "20 of them before" in str(summary)
+    with pytest.raises(OutputError, match="exists"):
+        run("generate", files, tmp_path / "o")
+
+
+def test_an_unfinished_job_is_not_written_over_unasked(files, tmp_path):
+    out = tmp_path / "o"
+    with pytest.raises(EngineError):
+        run("generate", files, out, engine_for("generate", die_after_requests=9))
+    with pytest.raises(OutputError, match=r"unfinished job with \d+ rows.*resume=True"):
+        run("generate", files, out)
+    with pytest.raises(SourceError, match="not finished"):
+        run("generate", out, tmp_path / "p", response_column="again", details_prefix="x_")
+    assert run("generate", files, out, overwrite=True, limit_rows=3).rows == 3
+    assert read(out).num_rows == 3
+    assert batch_sdk.status(out).total_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"temperature": 0.5}, "temperature was not given and is 0.5"),
+        ({"keep": ["id"]}, r"keep was not given and is \['id'\]"),
+        ({"limit_rows": 19}, "limit_rows was not given and is 19"),
+        ({"response_column": "x"}, "response_column was 'response' and is 'x'"),
+    ],
+)
+def test_another_job_is_refused_by_what_differs(files, tmp_path, change, says):
+    with pytest.raises(EngineError):
+        run("generate", files, tmp_path / "o", engine_for("generate", die_after_requests=9))
+    before = (tmp_path / "o" / "_manifest.json").read_text()
+    engine = engine_for("generate")
+    with pytest.raises(OutputError, match=says):
+        run("generate", files, tmp_path / "o", engine, resume=True, **change)
+    assert engine.answered == 0
+    with pytest.raises(OutputError, match="the command was 'generate'"):
+        run("embed", files, tmp_path / "o", resume=True)
+    assert (tmp_path / "o" / "_manifest.json").read_text() == before
+    run("generate", files, tmp_path / "o", resume=True, window_rows=9, batch_rows=5, rows_per_file=3)
+
+
+def test_a_changed_input_is_refused(files, tmp_path):
+    with pytest.raises(EngineError):
+        run("generate", files, tmp_path / "o", engine_for("generate", die_after_requests=9))
+    pq.write_table(pa.table({"id": [1], "text": ["new"]}), files / "b.parquet")
+    for resume in (
+        lambda: run("generate", files, tmp_path / "o", resume=True),
+        lambda: batch_sdk.resume(tmp_path / "o", model=engine_for("generate"), progress=False),
+    ):
+        with pytest.raises(OutputError, match=r"b.parquet' has changed"):
+            resume()
+
+
+def test_another_vector_length_is_refused(files, tmp_path):
+    with pytest.raises(EngineError):
+        run("embed", files, tmp_path / "o", engine_for("embed", die_after_requests=5))
+    with pytest.raises(OutputError, match="type of column 'embedding'"):
+        run("embed", files, tmp_path / "o", engine_for("embed", embedding_size=3), resume=True)
+    run("embed", files, tmp_path / "o", resume=True)
+
+
+@pytest.mark.parametrize("harm", ["delete", "shorten", "manifest"])
+def test_a_damaged_output_is_refused(files, tmp_path, harm):
+    out = tmp_path / "o"
+    run("generate", files, out)
+    if harm == "delete":
+        (out / "part-00001.parquet").unlink()
+    elif harm == "shorten":
+        pq.write_table(pq.read_table(out / "part-00001.parquet").slice(1), out / "part-00001.parquet")
+    else:
+        (out / "_manifest.json").write_text("{")
+    name = "manifest" if harm == "manifest" else "part-00001"
+    with pytest.raises(OutputError, match=name):
+        run("generate", files, out, resume=True)
+
+
+def test_resume_by_the_manifest_alone(files, tmp_path, monkeypatch):
+    out, whole = tmp_path / "o", tmp_path / "whole"
+    options = {"prompt": "say {{ text }}", "model": "m", "engine": "dummy", "stop": ["x"], **SMALL}
+    batch_sdk.generate(files, output=whole, **options)
+    with pytest.raises(EngineError):
+        batch_sdk.generate(
+            files, output=out, engine_options={"die_after_requests": 9}, max_restarts=0, **options
+        )
+    monkeypatch.chdir(files)
+    summary = batch_sdk.resume(out, engine_options={"die_after_requests": None}, progress=False)
+    assert summary.rows == 20
+    assert read(out).equals(read(whole))
+
+
+def test_tables_in_memory_are_passed_again(tmp_path):
+    table = pa.table({"id": range(20), "text": [f"t{i}" for i in range(20)]})
+    for name, data in (("arrow", table), ("polars", pl.from_arrow(table))):
+        out = tmp_path / name
+        with pytest.raises(EngineError):
+            run("generate", data, out, engine_for("generate", die_after_requests=9))
+        with pytest.raises(OutputError, match="pass it"):
+            batch_sdk.resume(out, model=engine_for("generate"))
+        with pytest.raises(OutputError, match="input's rows was 20"):
+            batch_sdk.resume(out, data[:19], model=engine_for("generate"))
+        batch_sdk.resume(out, data, model=engine_for("generate"), progress=False)
+        assert read(out).column("id").to_pylist() == list(range(20))
+
+
+def test_streams_run_and_cannot_be_resumed(tmp_path):
+    table = pa.table({"text": [f"t{i}" for i in range(20)]})
+    lazy = pl.from_arrow(table).lazy()
+    with pytest.raises(EngineError):
+        run("generate", lazy, tmp_path / "o", engine_for("generate", die_after_requests=9))
+    assert batch_sdk.status(tmp_path / "o").total_rows is None
+    with pytest.raises(OutputError, match="cannot be recognised again"):
+        run("generate", lazy, tmp_path / "o", resume=True)
+    assert run("generate", table.to_reader(), tmp_path / "p").rows == 20
+    assert batch_sdk.status(tmp_path / "p").total_rows == 20
+
+
+def test_nonsense(files, tmp_path):
+    run("generate", files, tmp_path / "o.parquet")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x.txt").touch()
+    for error, says, options in (
+        (OutputError, "one file", {"out": tmp_path / "o.parquet", "resume": True}),
+        (OutputError, "no manifest", {"out": tmp_path / "mine", "resume": True}),
+        (OptionError, "one of them", {"out": tmp_path / "q", "resume": True, "overwrite": True}),
+        (OptionError, "resume='yes'", {"out": tmp_path / "q", "resume": "yes"}),
+        (OptionError, "without an output", {"out": None, "resume": True}),
+        (OptionError, "max_restarts=-1", {"out": tmp_path / "q", "max_restarts": -1}),
+        (OutputError, "part_seconds=0", {"out": tmp_path / "q", "part_seconds": 0}),
+        (OutputError, "rows_per_file=0", {"out": tmp_path / "q", "rows_per_file": 0}),
+        (OutputError, "no output of a batch job", {"out": tmp_path / "q", "resume": "errors"}),
+    ):
+        with pytest.raises(error, match=says):
+            run("generate", files, **options)
+        assert not (tmp_path / "q").exists()
+    for path, says in (
+        (tmp_path / "o.parquet", "never unfinished"),
+        (tmp_path / "mine", "holds no batch job"),
+    ):
+        with pytest.raises(OutputError, match=says):
+            batch_sdk.status(path)
+        with pytest.raises(OutputError, match=says):
+            batch_sdk.resume(path)
+
+
+def test_somebody_elses_manifest_in_an_input(files, tmp_path):
+    (files / "_manifest.json").write_text('{"entries": []}')
+    assert run("generate", files, tmp_path / "o").rows == 20
+
+
+def test_parts_are_bound_in_time(files, tmp_path):
+    run("generate", files, tmp_path / "o", part_seconds=1e-9, rows_per_file=1000)
+    assert batch_sdk.status(tmp_path / "o").parts == 10
+    run("generate", files, tmp_path / "p", part_seconds=1e9, rows_per_file=1000)
+    assert batch_sdk.status(tmp_path / "p").parts == 1
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+def test_an_empty_table(tmp_path, task):
+    empty = pa.table({"text": pa.array([], pa.string()), "x": pa.array([], pa.int8())})
+    out = tmp_path / "o"
+    assert run(task, empty, out).rows == 0
+    assert run(task, empty, out, resume=True).rows == 0
+    assert read(out).schema.names[:2] == ["text", "x"]
+    assert batch_sdk.status(out).state == "complete"
+
+
+TOUCHES = ((os, "replace"), (os, "fsync"), (Path, "write_text"), (Path, "unlink"))
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """Processes die here, not the machine: nothing has to reach the platter."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.mark.parametrize("calls", range(5))
+@pytest.mark.parametrize("effect", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(RowGroupWriter, "write"), (RowGroupWriter, "close"), (pq.ParquetWriter, "write_table")],
+)
+def test_ctrl_c_in_the_middle_of_a_write(files, tmp_path, monkeypatch, owner, name, effect, calls):
+    """A part that may hold a row twice, or lack one, is dropped and not kept as a short one."""
+    monkeypatch.setattr(parquet, "_GROUP_ROWS", 1)
+    run("generate", files, tmp_path / "whole")
+    expected = read(tmp_path / "whole")
+    real, left = getattr(owner, name), calls
+
+    def interrupted(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left == -1 and not effect:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+        if left == -1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        try:
+            run("generate", files, tmp_path / "o")
+        except KeyboardInterrupt:
+            assert batch_sdk.status(tmp_path / "o").state == "stopped"
+        else:
+            assert name == "close", "a part is closed three times only"
+    assert not list((tmp_path / "o").glob(".*"))
+    run("generate", files, tmp_path / "o", resume=True)
+    assert read(tmp_path / "o").equals(expected)
+
+
+class Dead(BaseException):
+    """The process is gone: nothing it does has an effect any more."""
+
+
+class Reaper:
+    """Lets a job do so many things to the disk, then kills it: that call has its effect, or not."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, life: int, effect: bool) -> None:
+        self.life, self.effect, self.dead = life, effect, False
+        for owner, name in TOUCHES:
+            patch.setattr(owner, name, self.wrap(getattr(owner, name)))
+
+    def wrap(self, real):
+        def call(*args, **kwargs):
+            if self.dead:
+                raise Dead
+            self.life -= 1
+            if self.life < 0:
+                self.dead = True
+                if self.effect:
+                    real(*args, **kwargs)
+                raise Dead
+            return real(*args, **kwargs)
+
+        return call
+
+
+def sweep(job, check) -> int:
+    """Run `job` once for every moment it can die at, then `check`. Returns how many there were."""
+    for life in range(1000):
+        for effect in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                Reaper(patch, life, effect)
+                try:
+                    job(life, effect)
+                except Dead:
+                    pass
+                else:
+                    return life
+            check(life, effect)
+    raise AssertionError("never done")
+
+
+@pytest.mark.parametrize("task", ["generate"])
+def test_death_at_every_touch_of_the_disk(files, tmp_path, task):
+    run(task, files, tmp_path / "whole")
+    expected = read(tmp_path / "whole")
+
+    def check(life, effect):
+        out = tmp_path / f"{life}-{effect}"
+        if (out / "_manifest.json").exists():
+            assert batch_sdk.status(out).rows <= 20
+        begun = (out / "_manifest.json").exists()
+        run(task, files, out, resume=begun, overwrite=not begun)
+        assert read(out).equals(expected), (life, effect)
+        assert batch_sdk.status(out).state == "complete"
+        assert not list(out.glob(".*"))
+
+    moments = sweep(lambda life, effect: run(task, files, tmp_path / f"{life}-{effect}"), check)
+    assert moments > 20
+
+
+def test_death_while_an_old_output_is_replaced(files, tmp_path):
+    run("generate", files, tmp_path / "whole", limit_rows=9)
+    run("generate", files, tmp_path / "old", rows_per_file=9)
+    expected = read(tmp_path / "whole")
+
+    def job(life, effect):
+        out = tmp_path / f"{life}-{effect}"
+        shutil.copytree(tmp_path / "old", out)
+        run("generate", files, out, limit_rows=9, overwrite=True)
+
+    def check(life, effect):
+        out = tmp_path / f"{life}-{effect}"
+        if batch_sdk.status(out).state == "complete" and batch_sdk.status(out).rows == 20:
+            assert read(out).num_rows == 20, "the old output is whole until the new manifest is there"
+            return
+        run("generate", files, out, limit_rows=9, resume=True)
+        assert read(out).equals(expected)
+
+    assert sweep(job, check) > 15
+
+
+def odd_table() -> pa.Table:
+    rows = 23
+    nested = pa.struct([("x", pa.int32()), ("y", pa.list_(pa.large_string()))])
+    table = pa.table(
+        {
+            "text": pa.array([None if i % 5 == 2 else f"tü {i}" for i in range(rows)], pa.large_string()),
+            "kind": pa.array(["a", None, "b"] * 7 + ["c", "a"]).dictionary_encode(),
+            "nested": pa.array(
+                [None if i == 4 else {"x": i, "y": [str(i), None]} for i in range(rows)], nested
+            ),
+            "lists": pa.array([[{"x": i, "y": None}] * (i % 3) for i in range(rows)], pa.list_(nested)),
+            "bytes": pa.array([None, b"\xff\x00", b""] * 7 + [b"x", None], pa.binary()),
+            "nothing": pa.nulls(rows),
+            "fixed": pa.array([[i, i + 1] for i in range(rows)], pa.list_(pa.int16(), 2)),
+            "view": pa.array([f"v{i}" for i in range(rows)], pa.string_view()),
+            "error.kind": pa.array([f"dotted {i}" for i in range(rows)]),
+        }
+    )
+    cut = [table.slice(0, 1), table.slice(3, 0), table.slice(1, 9), table.slice(10)]
+    return pa.concat_tables(cut)
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+@pytest.mark.parametrize("files_in", [False, True])
+def test_odd_tables_stopped_resumed_and_mended(tmp_path, task, files_in):
+    table, out, whole = odd_table(), tmp_path / "out", tmp_path / "whole"
+    data = table
+    if files_in:
+        pq.write_table(table, tmp_path / "odd.parquet", row_group_size=5)
+        data = [tmp_path / "odd.parquet"]
+    run(task, data, whole, details_prefix="p_")
+    dying = engine_for(task, die_after_requests=6, fail_on="tü 1")
+    with pytest.raises(EngineError):
+        run(task, data, out, dying, details_prefix="p_")
+    run(task, data, out, engine_for(task, fail_on="tü 1"), details_prefix="p_", resume=True)
+    before = read(out)
+    assert before.column("p_error").null_count < read(whole).column("p_error").null_count
+    summary = run(task, data, out, details_prefix="p_", resume="errors")
+    assert read(out).equals(read(whole))
+    assert (summary.rows, summary.errors) == (23, {"null_input": 5})
+    assert batch_sdk.status(out).errors == {"null_input": 5}
+    assert (
+        read(out)
+        .select(["kind", "nested", "lists", "bytes", "fixed"])
+        .equals(before.select(["kind", "nested", "lists", "bytes", "fixed"]))
+    )
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+def test_only_error_rows_run_again(files, tmp_path, task):
+    out, whole = tmp_path / "o", tmp_path / "whole"
+    run(task, files, whole)
+    run(task, files, out, engine_for(task, fail_on="text 1"), rows_per_file=3)
+    wrong = batch_sdk.status(out).errors["rejected"]
+    assert wrong == 11
+    engine = engine_for(task)
+    pace = {"window_rows": 2, "batch_rows": 3} | ({"block_rows": 1} if task == "embed" else {})
+    summary = batch_sdk.resume(out, errors=True, model=engine, progress=False, **pace)
+    assert engine.answered == wrong
+    assert (summary.rows, summary.earlier_rows, summary.errors) == (20, 8, {"null_input": 1})
+    assert read(out).equals(read(whole))
+    engine = engine_for(task)
+    batch_sdk.resume(out, errors=True, model=engine, progress=False)
+    assert engine.answered == 0, "a null is refused before any engine"
+    assert read(out).equals(read(whole))
+
+
+def test_error_rows_need_a_finished_job_and_an_engine_only_if_there_are_any(files, tmp_path):
+    with pytest.raises(EngineError):
+        run("generate", files, tmp_path / "o", engine_for("generate", die_after_requests=9))
+    with pytest.raises(OutputError, match="unfinished"):
+        run("generate", files, tmp_path / "o", resume="errors")
+    run("generate", files, tmp_path / "p", limit_rows=3)
+    assert run("generate", files, tmp_path / "p", limit_rows=3, resume="errors").earlier_rows == 3
+
+
+@pytest.mark.parametrize("task", ["embed"])
+def test_death_at_every_touch_of_the_disk_while_error_rows_run(files, tmp_path, task):
+    run(task, files, tmp_path / "whole")
+    run(task, files, tmp_path / "wrong", engine_for(task, fail_on="text 1"))
+    expected = read(tmp_path / "whole")
+
+    def job(life, effect):
+        out = tmp_path / f"{life}-{effect}"
+        shutil.copytree(tmp_path / "wrong", out)
+        run(task, files, out, resume="errors")
+
+    def check(life, effect):
+        out = tmp_path / f"{life}-{effect}"
+        assert read(out).num_rows == 20
+        assert batch_sdk.status(out).state == "complete"
+        run(task, files, out, resume="errors")
+        assert read(out).equals(expected)
+        assert batch_sdk.status(out).errors == {"null_input": 1}
+        assert not list(out.glob(".*"))
+
+    assert sweep(job, check) > 10
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.integers(0, 17),
+    stops=st.lists(st.integers(0, 6), max_size=4),
+    part=st.integers(1, 9),
+    window=st.integers(1, 6),
+    task=st.sampled_from(["generate", "embed"]),
+)
+def test_any_number_of_stops(tmp_path_factory, rows, stops, part, window, task):
+    folder = tmp_path_factory.mktemp("stops")
+    table = odd_table().slice(0, rows)
+    pace = {"rows_per_file": part, "window_rows": max(2, window), "batch_rows": window}
+    run(task, table, folder / "whole")
+    for after in stops:
+        dying = engine_for(task, die_after_requests=after, shuffle=True, seed=after)
+        try:
+            run(task, table, folder / "out", dying, resume=True, **pace)
+        except EngineError:
+            pass
+    run(task, table, folder / "out", resume=True, **pace)
+    assert read(folder / "out").equals(read(folder / "whole"))
+
+
+def test_the_command_line(files, tmp_path, capsys):
+    out = str(tmp_path / "o")
+    base = [
+        "generate",
+        str(files),
+        "-o",
+        out,
+        "--model",
+        "m",
+        "--engine",
+        "dummy",
+        "--prompt",
+        "say {{ text }}",
+    ]
+    pace = ["--batch-rows", "2", "--window-rows", "2", "--max-restarts", "0"]
+    dying = ["--engine-option", "die_after_requests=9", "--engine-option", 'fail_on="text 5"']
+    assert cli.main([*base, *pace, *dying]) == 1
+    err = capsys.readouterr().err
+    rows = batch_sdk.status(out).rows
+    assert rows > 0
+    assert f"{rows} rows are kept; go on with: arctic-batch resume {out}" in err
+    assert cli.main(["status", out]) == 0
+    assert "state     stopped" in capsys.readouterr().out
+    assert cli.main([*base, "--resume", "--temperature", "1"]) == 2
+    assert "temperature was not given and is 1" in capsys.readouterr().err
+    assert cli.main(["resume", out, "--engine-option", "die_after_requests=null", "--fail-on-error"]) == 1
+    assert "rows      20 " in capsys.readouterr().out
+    assert cli.main(["resume", out, "--errors", "--engine-option", "fail_on=null"]) == 0
+    assert "errors    1 (null_input 1)" in capsys.readouterr().out
+    assert cli.main(["status", out]) == 0
+    assert "state     complete" in capsys.readouterr().out
+    assert json.loads((tmp_path / "o" / "_manifest.json").read_text())["complete"] is True
+    assert cli.main(["resume", str(tmp_path / "no")]) == 2
+    assert cli.main(["status", str(tmp_path / "no")]) == 2
+    assert "holds no batch job" in capsys.readouterr().err
