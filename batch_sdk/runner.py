@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batch_sdk.ahead import ahead
 from batch_sdk.chunks import Tally
 from batch_sdk.engines.base import Engine
 from batch_sdk.engines.restarting import RestartingEngine
@@ -104,7 +105,10 @@ def _stream(
     if job.limit_rows is not None:
         total = job.limit_rows if total is None else min(total, job.limit_rows)
     with ExitStack() as stack:
-        read = stack.enter_context(closing(_generator(source, plan, job, sink)))
+        read = _generator(source, plan, job, sink)
+        if source.paths or source.urls:  # of other sources nobody knows which thread they are bound to
+            read = ahead(read)
+        stack.enter_context(closing(read))
         bar = stack.enter_context(Progress(tally, total, progress, plan.task))
         flow = Flow(
             rebatch(read, job.batch_rows),
