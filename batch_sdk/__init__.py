@@ -23,6 +23,7 @@ from batch_sdk.errors import (
     RowErrorKind,
     SourceError,
 )
+from batch_sdk.estimate import Estimate, estimate
 from batch_sdk.job import EmbedJob, GenerateJob
 from batch_sdk.openai_batch import run_openai_batch
 from batch_sdk.outputs import JobStatus, resume, status
@@ -36,6 +37,7 @@ __all__ = [
     "EmbedJob",
     "Engine",
     "EngineError",
+    "Estimate",
     "GenerateJob",
     "JobStatus",
     "JobSummary",
@@ -47,6 +49,7 @@ __all__ = [
     "SourceError",
     "create_engine",
     "embed",
+    "estimate",
     "generate",
     "resume",
     "run_openai_batch",

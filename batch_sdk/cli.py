@@ -22,6 +22,7 @@ from batch_sdk.cli_openai import add_openai, run_openai
 from batch_sdk.cli_outputs import add_commands, add_pace, pace, run_resume, run_status
 from batch_sdk.engines import ENGINES
 from batch_sdk.errors import BatchError, EngineError, OptionError
+from batch_sdk.estimate import estimate
 from batch_sdk.outputs import hint
 from batch_sdk.summary import JobSummary
 
@@ -54,7 +55,7 @@ def _key_value(text: str) -> tuple[str, Any]:
         return key.replace("-", "_"), value
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
+def _add_shared(parser: argparse.ArgumentParser, writes: bool) -> None:
     parser.add_argument(
         "input",
         nargs="+",
@@ -62,6 +63,25 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         help="file, directory, glob or URL of Parquet, Arrow, JSONL, CSV or TSV",
     )
     parser.add_argument("--model", "-m", required=True, help="path or hub name of the model")
+    if writes:
+        _add_output(parser)
+    else:
+        parser.add_argument(
+            "--sample-rows", type=int, default=256, metavar="N", help="rows to run (%(default)s)"
+        )
+    parser.add_argument("--engine", default="sglang", help=f"{' or '.join(ENGINES)} (%(default)s)")
+    parser.add_argument(
+        "--engine-option",
+        type=_key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of the engine, e.g. tp_size=2; the value is read as JSON where it is; repeatable",
+    )
+    _add_table_options(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         "-o",
@@ -75,16 +95,13 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
     add_pace(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N input rows")
-    parser.add_argument("--engine", default="sglang", help=f"{' or '.join(ENGINES)} (%(default)s)")
     parser.add_argument(
-        "--engine-option",
-        type=_key_value,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an argument of the engine, e.g. tp_size=2; the value is read as JSON where it is; repeatable",
+        "--show", type=int, metavar="K", help=f"print K output rows at the end ({_SHOW_ROWS} on a terminal)"
     )
-    _add_table_options(parser)
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="progress bar on stderr (on a terminal)"
+    )
+    parser.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
 
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
@@ -109,13 +126,6 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="rows read and written at a time (%(default)s)",
     )
-    parser.add_argument(
-        "--show", type=int, metavar="K", help=f"print K output rows at the end ({_SHOW_ROWS} on a terminal)"
-    )
-    parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="progress bar on stderr (on a terminal)"
-    )
-    parser.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,18 +136,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"arctic-batch {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_generate(commands)
-    _add_embed(commands)
+    _add_generate(commands, writes=True)
+    _add_embed(commands, writes=True)
+    guess = commands.add_parser(
+        "estimate",
+        help="what a job would take",
+        description="Run a sample of the rows and say what time, tokens and memory all of them would take.",
+    )
+    jobs = guess.add_subparsers(dest="job", required=True, metavar="JOB")
+    _add_generate(jobs, writes=False)
+    _add_embed(jobs, writes=False)
     add_openai(commands, _key_value)
     add_commands(commands, _key_value)
     return parser
 
 
-def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser], *, writes: bool) -> None:
     gen = commands.add_parser(
         "generate", help="one text a row", description="Generate one text for every row."
     )
-    _add_shared(gen)
+    _add_shared(gen, writes)
     prompt = gen.add_mutually_exclusive_group(required=True)
     prompt.add_argument(
         "--prompt", "-p", help="Jinja2 template over the columns, e.g. 'Summarise: {{ body }}'"
@@ -168,11 +186,11 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
 
-def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser], *, writes: bool) -> None:
     emb = commands.add_parser(
         "embed", help="one vector a row", description="Compute one vector for every row."
     )
-    _add_shared(emb)
+    _add_shared(emb, writes)
     emb.add_argument("--column", "-c", required=True, help="the text column")
     emb.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
     emb.add_argument(
@@ -195,23 +213,46 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
-    if args.keep and args.keep_none:
-        raise OptionError("--keep together with --keep-none", "one of them")
+def _output_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
-        "model": args.model,
         "output": args.output,
         "overwrite": args.overwrite,
         "resume": args.resume,
         **pace(args),
         "limit_rows": args.limit,
+        "progress": args.progress,
+    }
+
+
+def _job_options(args: argparse.Namespace, job: str) -> dict[str, Any]:
+    if args.keep and args.keep_none:
+        raise OptionError("--keep together with --keep-none", "one of them")
+    shared = {
+        "model": args.model,
         "engine": args.engine,
-        "engine_options": _once(args.engine_option),
+        "engine_options": args.engine_option,
         "keep": [] if args.keep_none else args.keep,
         "details_prefix": args.details_prefix,
         "window_rows": args.window_rows,
         "batch_rows": args.batch_rows,
-        "progress": args.progress,
+    }
+    if job == "generate":
+        return {
+            "prompt": _prompt(args),
+            "system": args.system,
+            "chat": {"auto": "auto", "on": True, "off": False}[args.chat],
+            "response_column": args.response_column,
+            **cli_prompts.options(args),
+            **shared,
+            **_sampling(args),
+        }
+    return {
+        "column": args.column,
+        "normalize": args.normalize,
+        "truncate": args.truncate,
+        "embedding_column": args.embedding_column,
+        "block_rows": args.block_rows,
+        **shared,
     }
 
 
@@ -240,38 +281,20 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if "engine_option" in args:
+        args.engine_option = _once(args.engine_option)
     if args.command == "openai":
         return run_openai(args)
     if args.command in ("resume", "status"):
         return run_resume(args) if args.command == "resume" else run_status(args)
+    if args.command == "estimate":
+        print(estimate(args.input, sample_rows=args.sample_rows, **_job_options(args, args.job)))
+        return 0
     show_rows = args.show if args.show is not None else _SHOW_ROWS if sys.stdout.isatty() else 0
     if show_rows < 0:
         raise OptionError(f"--show {show_rows}", "a whole number from 0")
-    shared = _shared_options(args)
-    summary: JobSummary
-    if args.command == "generate":
-        sampling = _sampling(args)
-        chat = {"auto": "auto", "on": True, "off": False}[args.chat]
-        summary = generate(
-            args.input,
-            prompt=_prompt(args),
-            system=args.system,
-            chat=chat,
-            response_column=args.response_column,
-            **cli_prompts.options(args),
-            **shared,
-            **sampling,
-        )
-    else:
-        summary = embed(
-            args.input,
-            column=args.column,
-            normalize=args.normalize,
-            truncate=args.truncate,
-            embedding_column=args.embedding_column,
-            block_rows=args.block_rows,
-            **shared,
-        )
+    run = generate if args.command == "generate" else embed
+    summary: JobSummary = run(args.input, **_job_options(args, args.command), **_output_options(args))
     print(summary)
     if show_rows and summary.rows:
         assert summary.output is not None
@@ -291,6 +314,10 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise _Terminated(128 + signum)
 
 
+def _left(args: argparse.Namespace) -> str:
+    return f"; {hint(args.output)}" if "output" in args else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; see the module's docstring."""
     args = build_parser().parse_args(argv)
@@ -300,16 +327,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args)
     except EngineError as error:
         print(f"arctic-batch: error: {error}", file=sys.stderr)
-        print(f"arctic-batch: {hint(args.output)}", file=sys.stderr)
+        if "output" in args:
+            print(f"arctic-batch: {hint(args.output)}", file=sys.stderr)
         return 1
     except BatchError as error:
         print(f"arctic-batch: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"arctic-batch: interrupted; {hint(args.output)}", file=sys.stderr)
+        print(f"arctic-batch: interrupted{_left(args)}", file=sys.stderr)
         return 130
     except _Terminated as ended:
-        print(f"arctic-batch: terminated; {hint(args.output)}", file=sys.stderr)
+        print(f"arctic-batch: terminated{_left(args)}", file=sys.stderr)
         return int(ended.code or 1)
 
 

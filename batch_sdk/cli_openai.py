@@ -63,7 +63,7 @@ def run_openai(args: argparse.Namespace) -> int:
         args.output,
         model=args.model,
         engine=args.engine,
-        engine_options=dict(args.engine_option),
+        engine_options=args.engine_option,
         default_max_tokens=args.default_max_tokens,
         window_rows=args.window_rows,
         limit_rows=args.limit,

@@ -61,7 +61,7 @@ def run_resume(args: argparse.Namespace) -> int:
     summary = resume(
         args.output,
         errors=args.errors,
-        engine_options=dict(args.engine_option),
+        engine_options=args.engine_option,
         progress=args.progress,
         **pace(args),
     )

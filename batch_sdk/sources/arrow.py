@@ -43,6 +43,8 @@ class TableSource(Source):
 class StreamSource(Source):
     """A `RecordBatchReader`, or anything with `__arrow_c_stream__`: read once, never held as a whole."""
 
+    rereadable = False
+
     def __init__(self, stream: Any) -> None:
         if isinstance(stream, pa.RecordBatchReader):
             self._reader = stream

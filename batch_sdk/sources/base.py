@@ -68,11 +68,13 @@ class Source(ABC):
         kind: the family that an in-memory result goes back to.
         paths: the local files it reads, if any: an output may not replace them.
         urls: the same for files elsewhere.
+        rereadable: whether `batches` may be called again.
     """
 
     kind: Kind = "arrow"
     paths: tuple[Path, ...] = ()
     urls: tuple[str, ...] = ()
+    rereadable: bool = True
 
     @property
     @abstractmethod
