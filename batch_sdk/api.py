@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from batch_sdk.engines import Engine, create_engine, engine_name
 from batch_sdk.engines.base import Task
@@ -44,6 +44,8 @@ def generate(
     logprobs: bool = False,
     on_too_long: OnTooLong = "error",
     sampling_columns: Mapping[str, str] | None = None,
+    order: Literal["table", "prefix"] = "table",
+    dedupe: bool = False,
     keep: Sequence[str] | None = None,
     response_column: str = "response",
     details_prefix: str = "",
@@ -98,6 +100,11 @@ def generate(
             "truncate_left", "truncate_right" and "truncate_middle" cut its tokens there, and add the column
             `prompt_truncated` (int32, tokens cut).
         sampling_columns: sampling option -> column with its value row by row; null means the job's own value.
+        order: "prefix" runs rows that share a long prefix together within the window, so that the engine's prefix
+            cache serves them; give it a large `window_rows`, of which a quarter is at the engine. The output's
+            order stays the table's.
+        dedupe: compute rows with the same prompt and sampling once, as long as they are within the window or among
+            the last 10,000 different ones. With a temperature they get the same sample.
         keep: input columns to pass through; None is all, [] is none.
         response_column: name of the response column.
         details_prefix: put before the names of the other new columns.
@@ -143,6 +150,8 @@ def generate(
         n=n,
         logprobs=logprobs,
         on_too_long=on_too_long,
+        order=order,
+        dedupe=dedupe,
         sampling_columns=sampling_columns,
         sampling=SamplingParams.from_mapping(sampling),
         response_column=response_column,

@@ -33,6 +33,15 @@ def add_options(parser: argparse.ArgumentParser, prompt: argparse._MutuallyExclu
         "--on-too-long", choices=ON_TOO_LONG, default="error", help="prompts over the context (%(default)s)"
     )
     parser.add_argument(
+        "--order",
+        choices=("table", "prefix"),
+        default="table",
+        help="prefix: rows that share a long prefix run together; the output keeps the table's order (%(default)s)",
+    )
+    parser.add_argument(
+        "--dedupe", action="store_true", help="compute rows with the same prompt and sampling once"
+    )
+    parser.add_argument(
         "--sampling-column",
         type=_name_column,
         action="append",
@@ -76,6 +85,8 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
         "n": args.n,
         "logprobs": args.logprobs,
         "on_too_long": args.on_too_long,
+        "order": args.order,
+        "dedupe": args.dedupe,
         "sampling_columns": columns,
     }
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 import pyarrow as pa
 
 from batch_sdk.chunks import Chunk
-from batch_sdk.engines.base import Engine, Request
+from batch_sdk.duplicates import Duplicates
+from batch_sdk.engines.base import Engine, Request, Result
 from batch_sdk.errors import EngineError
+from batch_sdk.ordering import TableOrder
 
 MakeChunk = Callable[[int, pa.RecordBatch], Chunk]
 
@@ -68,6 +70,8 @@ class Flow:
         batch_rows: see `batches`.
         on_progress: called whenever rows have finished.
         start: position of the first row of `batches`.
+        order: in which order rows that may be submitted are.
+        duplicates: if given, rows that ask for the same are computed once.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class Flow:
         batch_rows: int,
         on_progress: Callable[[], None],
         start: int = 0,
+        order: TableOrder | None = None,
+        duplicates: Duplicates | None = None,
     ) -> None:
         self._batches = batches
         self._make_chunk = make_chunk
@@ -91,11 +97,14 @@ class Flow:
         self._next_position = start
         self._exhausted = False
         self._in_flight = 0
+        self._order = order or TableOrder()
+        self._duplicates = duplicates
 
     def run(self) -> Iterator[Chunk]:
         """Yield the finished chunks in order. Raises `EngineError`, and whatever the source raises."""
         while True:
-            requests = self._fill()
+            self._order.add(self._new())
+            requests = self._order.take(self._in_flight)
             if requests:
                 self._engine.submit(requests)
                 self._in_flight += len(requests)
@@ -106,6 +115,15 @@ class Flow:
                 self._collect()
             elif self._exhausted and not self._open:
                 return
+
+    def _new(self) -> list[Request]:
+        """Open what the window allows, and answer at once what needs no engine."""
+        requests = self._fill()
+        if self._duplicates is None:
+            return requests
+        new = self._duplicates.first_of(requests)
+        self._accept(self._duplicates.answers())
+        return new
 
     def _fill(self) -> list[Request]:
         """Take as many rows as the window allows, opening new chunks as needed."""
@@ -134,6 +152,11 @@ class Flow:
         results = self._engine.wait()
         if not results:
             raise EngineError("the engine's wait() returned without a result", "at least one")
+        self._in_flight -= len(results)
+        self._accept(results if self._duplicates is None else self._duplicates.all_of(results))
+        self._on_progress()
+
+    def _accept(self, results: Iterable[Result]) -> None:
         for result in results:
             # All open chunks but the last have batch_rows rows, so the division finds the right one.
             index = (result.position - self._open[0].position) // self._batch_rows
@@ -142,5 +165,3 @@ class Flow:
                     f"the engine returned a result for row {result.position}, which is not in flight"
                 )
             self._open[index].accept(result)
-        self._in_flight -= len(results)
-        self._on_progress()

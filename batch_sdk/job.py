@@ -91,6 +91,9 @@ class GenerateJob(Job):
         ebnf: grammar of every response, in that dialect.
         choice: the texts that a response may be. Of these last four, one at most.
         on_too_long: "error" makes a prompt that is too long a `too_long` error; the others cut its tokens.
+        order: "prefix" runs rows that share a long prefix together, for the engine's prefix cache; "table" as they
+            come. The output's order is the table's either way.
+        dedupe: compute rows with the same prompt and sampling once, as far as they are near each other.
         response_column: name of the column with the generated text.
     """
 
@@ -107,6 +110,8 @@ class GenerateJob(Job):
     ebnf: str | None = None
     choice: Sequence[str] | None = None
     on_too_long: OnTooLong = "error"
+    order: Literal["table", "prefix"] = "table"
+    dedupe: bool = False
     response_column: str = "response"
 
     def __post_init__(self) -> None:
@@ -114,6 +119,10 @@ class GenerateJob(Job):
         self._check_prompt()
         self._check_output()
         _text("response_column", self.response_column)
+        if self.order not in ("table", "prefix"):
+            raise OptionError(f"order={self.order!r}", "'table' or 'prefix'")
+        if not isinstance(self.dedupe, bool):
+            raise OptionError(f"dedupe={self.dedupe!r}", "True or False")
         if self.chat not in (True, False, "auto") or (
             isinstance(self.chat, int) and type(self.chat) is not bool
         ):

@@ -25,7 +25,7 @@ from batch_sdk.sources.base import Source
 
 FORMAT = 1
 # Fields of a job that leave the output's rows as they are.
-_PACE_FIELDS = ("window_rows", "batch_rows", "block_rows")
+_PACE_FIELDS = ("window_rows", "batch_rows", "block_rows", "order")
 # Engine options that change what a row becomes; all others (tp_size, mem_fraction_static, ...) may differ.
 _OUTPUT_OPTIONS = (
     "revision",

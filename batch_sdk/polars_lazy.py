@@ -22,6 +22,7 @@ from batch_sdk.errors import EngineError, OptionError
 from batch_sdk.flow import Flow, rebatch
 from batch_sdk.job import EmbedJob, GenerateJob
 from batch_sdk.plan import EmbedPlan, GeneratePlan, Plan
+from batch_sdk.runner import ways
 from batch_sdk.sources.polars import LazySource
 
 _busy: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -195,6 +196,7 @@ class _Query:
                     window_rows=job.window_rows,
                     batch_rows=job.batch_rows,
                     on_progress=_nobody_looks,
+                    **ways(job),
                 )
                 for chunk in flow.run():
                     yield source.restore(pa.Table.from_batches([chunk.to_batch(schema)]))

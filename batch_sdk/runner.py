@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from batch_sdk.ahead import ahead
 from batch_sdk.chunks import Tally
+from batch_sdk.duplicates import Duplicates
 from batch_sdk.engines.base import Engine
 from batch_sdk.engines.restarting import RestartingEngine
 from batch_sdk.errors import OptionError
 from batch_sdk.flow import Flow, MakeChunk, rebatch
-from batch_sdk.job import Job
+from batch_sdk.job import GenerateJob, Job
+from batch_sdk.ordering import PrefixOrder
 from batch_sdk.plan import Plan
 from batch_sdk.progress import Progress
 from batch_sdk.sinks.base import Sink
@@ -118,9 +120,20 @@ def _stream(
             batch_rows=job.batch_rows,
             on_progress=bar.update,
             start=sink.position,
+            **ways(job),
         )
         for chunk in flow.run():
             sink.write(chunk.to_batch(schema))
+
+
+def ways(job: Job) -> dict[str, Any]:
+    """Return the arguments of `Flow` that say in which order a job's rows run, and which."""
+    if not isinstance(job, GenerateJob):
+        return {}
+    return {
+        "order": PrefixOrder(job.window_rows) if job.order == "prefix" else None,
+        "duplicates": Duplicates() if job.dedupe else None,
+    }
 
 
 def _generator(source: Source, plan: Plan, job: Job, sink: Sink) -> Any:
