@@ -72,6 +72,18 @@ class TestGenerate:
         same = sum(a == b for a, b in zip(alone, out.column("response").to_pylist(), strict=False))
         assert same >= 4, "a batch may round differently, but not often"
 
+    def test_prefix_order_and_duplicates_change_nothing(self, generator):
+        texts = [f"{PROMPTS[i % 3] * 4} {i % 7}" for i in range(40)]
+        plain = generate(pa.table({"text": texts}), generator, chat=False, max_new_tokens=4)
+        options = {"order": "prefix", "dedupe": True, "window_rows": 24, "batch_rows": 7}
+        out = generate(pa.table({"text": texts}), generator, chat=False, max_new_tokens=4, **options)
+        assert out.column("prompt_tokens").equals(plain.column("prompt_tokens"))
+        pairs = zip(out.column("response").to_pylist(), plain.column("response").to_pylist(), strict=True)
+        assert sum(a == b for a, b in pairs) >= 38, "a batch may round differently, but not often"
+        by_text = {}
+        for text, answer in zip(texts, out.column("response").to_pylist(), strict=True):
+            assert by_text.setdefault(text, answer) == answer
+
     def test_special_rows(self, generator):
         limit = generator.max_input_tokens
         texts = ["short", None, "word " * (limit + 10), "Grüße 世界 🌍", "a"]
