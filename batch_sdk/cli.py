@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from batch_sdk import cli_prompts, show
 from batch_sdk.api import embed, generate
+from batch_sdk.cli_job import add_run, run_file
 from batch_sdk.cli_openai import add_openai, run_openai
 from batch_sdk.cli_outputs import add_commands, add_pace, pace, run_resume, run_status
 from batch_sdk.engines import ENGINES
@@ -146,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     jobs = guess.add_subparsers(dest="job", required=True, metavar="JOB")
     _add_generate(jobs, writes=False)
     _add_embed(jobs, writes=False)
+    add_run(commands)
     add_openai(commands, _key_value)
     add_commands(commands, _key_value)
     return parser
@@ -285,6 +287,8 @@ def _run(args: argparse.Namespace) -> int:
         args.engine_option = _once(args.engine_option)
     if args.command == "openai":
         return run_openai(args)
+    if args.command == "run":
+        return run_file(args)
     if args.command in ("resume", "status"):
         return run_resume(args) if args.command == "resume" else run_status(args)
     if args.command == "estimate":
