@@ -21,6 +21,7 @@ from batch_sdk.sinks import Resume, open_sink
 from batch_sdk.sources import Source, open_source
 from batch_sdk.summary import BatchResult, JobSummary
 from batch_sdk.truncation import OnTooLong
+from batch_sdk.vectors import VectorType
 
 Output = str | os.PathLike[str] | None
 
@@ -184,6 +185,7 @@ def embed(
     truncate: bool = False,
     keep: Sequence[str] | None = None,
     embedding_column: str = "embedding",
+    embedding_type: VectorType = "float32",
     details_prefix: str = "",
     window_rows: int = 2048,
     batch_rows: int = 1024,
@@ -209,6 +211,9 @@ def embed(
         truncate: cut texts that are longer than the model's window, as sentence-transformers does. By
             default such a row is a `too_long` error.
         embedding_column: name of the vector column.
+        embedding_type: "float32"; "float16"; "int8", each vector divided by a scale of its own, in the column
+            `embedding_scale` (float32); "binary", one bit a component, set where it is above 0, eight in a byte,
+            the first in its highest bit (FixedSizeList<uint8>).
         block_rows: rows sent to the engine as one request.
 
     All other arguments, the return value and the errors are those of `generate`.
@@ -224,6 +229,7 @@ def embed(
         normalize=normalize,
         truncate=truncate,
         embedding_column=embedding_column,
+        embedding_type=embedding_type,
         block_rows=block_rows,
     )
     source = open_source(data)

@@ -30,6 +30,7 @@ from batch_sdk.errors import EngineError, RowError, RowErrorKind
 from batch_sdk.row_sampling import RowSampling
 from batch_sdk.schema import error_array
 from batch_sdk.truncation import OnTooLong
+from batch_sdk.vectors import VectorType, vector_arrays
 
 BuildPrompt = Callable[[dict[str, Any]], Prompt | RowError]
 
@@ -220,9 +221,11 @@ class EmbedChunk(Chunk):
         block_rows: int,
         normalize: bool,
         truncate: bool,
+        embedding_type: VectorType,
     ) -> None:
         super().__init__(position, batch, kept, tally)
         self._truncate = truncate
+        self._embedding_type = embedding_type
         self._texts = _values(batch.column(column))
         self._block_rows = block_rows
         self._normalize = normalize
@@ -295,11 +298,8 @@ class EmbedChunk(Chunk):
         """Append the vectors, token counts and error."""
         assert self.finished, "to_batch() on a chunk that is not finished"
         missing = np.array([error is not None for error in self._errors], bool)
-        mask = pa.array(missing)
         added = [
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(self._vectors.reshape(-1)), self._vectors.shape[1], mask=mask
-            ),
+            *vector_arrays(self._vectors, missing, self._embedding_type),
             pa.array(self._tokens, mask=missing | (self._tokens < 0)),
             error_array(self._errors),
         ]

@@ -26,6 +26,7 @@ from batch_sdk.errors import BatchError, EngineError, OptionError
 from batch_sdk.estimate import estimate
 from batch_sdk.outputs import hint
 from batch_sdk.summary import JobSummary
+from batch_sdk.vectors import VECTOR_TYPES
 
 _SAMPLING_FLAGS: dict[str, tuple[type, str]] = {
     "max_new_tokens": (int, "tokens of a response at most (128)"),
@@ -200,6 +201,12 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser], *,
     )
     emb.add_argument("--embedding-column", default="embedding", metavar="NAME", help="(%(default)s)")
     emb.add_argument(
+        "--embedding-type",
+        choices=VECTOR_TYPES,
+        default="float32",
+        help="of the vectors' items (%(default)s)",
+    )
+    emb.add_argument(
         "--block-rows", type=int, default=64, metavar="N", help="rows of one engine request (%(default)s)"
     )
 
@@ -253,6 +260,7 @@ def _job_options(args: argparse.Namespace, job: str) -> dict[str, Any]:
         "normalize": args.normalize,
         "truncate": args.truncate,
         "embedding_column": args.embedding_column,
+        "embedding_type": args.embedding_type,
         "block_rows": args.block_rows,
         **shared,
     }

@@ -16,6 +16,7 @@ from batch_sdk.row_sampling import check_sampling_columns
 from batch_sdk.sampling import SamplingParams
 from batch_sdk.structured import check_constraints
 from batch_sdk.truncation import ON_TOO_LONG, OnTooLong
+from batch_sdk.vectors import VECTOR_TYPES, VectorType
 
 ChatMode = bool | Literal["auto"]
 
@@ -183,6 +184,7 @@ class EmbedJob(Job):
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
         truncate: cut a text that is longer than the model's window, instead of a `too_long` error.
         embedding_column: name of the column with the vectors.
+        embedding_type: "float32", "float16", "int8" or "binary"; see `vectors.vector_arrays`.
         block_rows: rows sent to the engine as one request; at most `window_rows`.
     """
 
@@ -190,6 +192,7 @@ class EmbedJob(Job):
     normalize: bool = False
     truncate: bool = False
     embedding_column: str = "embedding"
+    embedding_type: VectorType = "float32"
     block_rows: int = 64
 
     def __post_init__(self) -> None:
@@ -200,6 +203,8 @@ class EmbedJob(Job):
         for name in ("normalize", "truncate"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r}", "True or False")
+        if self.embedding_type not in VECTOR_TYPES:
+            raise OptionError(f"embedding_type={self.embedding_type!r}", f"one of: {', '.join(VECTOR_TYPES)}")
         if self.block_rows > self.window_rows:
             raise OptionError(
                 f"block_rows={self.block_rows} with window_rows={self.window_rows}",

@@ -153,4 +153,5 @@ class EmbedPlan(Plan):
             block_rows=job.block_rows,
             normalize=job.normalize,
             truncate=job.truncate,
+            embedding_type=job.embedding_type,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batch_sdk.errors import ColumnError, RowError, SourceError, nearest
+from batch_sdk.vectors import vector_fields
 
 if TYPE_CHECKING:
     # Jobs check their options with this module.
@@ -51,7 +52,7 @@ def embed_fields(job: EmbedJob, size: int) -> list[pa.Field]:
     """Return the fields that an embed job adds; `size` is the number of floats in a vector."""
     prefix = job.details_prefix
     return [
-        pa.field(job.embedding_column, pa.list_(pa.float32(), size)),
+        *vector_fields(job.embedding_column, f"{prefix}embedding_scale", job.embedding_type, size),
         pa.field(f"{prefix}prompt_tokens", pa.int32()),
         pa.field(f"{prefix}error", ERROR_TYPE),
     ]

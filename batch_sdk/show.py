@@ -69,14 +69,8 @@ def nearest_rows(output: str, column: str, embedding_column: str, rows: int, nei
         neighbours: how many rows for each, by cosine, among the first 1,000 rows.
     """
     table = head(output, max(rows, _NEIGHBOUR_POOL_ROWS), (column, embedding_column))
-    # From JSON they come as lists of doubles, or as nothing but nulls.
-    vectors = table.column(embedding_column).combine_chunks().cast(pa.list_(pa.float32()))
-    valid = np.asarray(vectors.is_valid())
-    # flatten() leaves null rows out; fill them with zeros, whose cosine with anything is 0.
-    found = int(valid.sum())
-    size = len(vectors.flatten()) // max(1, found)
-    matrix = np.zeros((len(vectors), size), np.float32)
-    matrix[valid] = np.asarray(vectors.flatten()).reshape(found, size)
+    matrix, valid = _matrix(table.column(embedding_column).combine_chunks())
+    size = matrix.shape[1]
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit = matrix / np.where(norms > 0, norms, 1)
     texts = table.column(column).to_pylist() if column in table.column_names else [None] * len(table)
@@ -91,6 +85,20 @@ def nearest_rows(output: str, column: str, embedding_column: str, rows: int, nei
             if scores[other] > -np.inf and valid[index]:
                 lines.append(f"  {scores[other]:6.3f}  {_one_line(texts[other], int(other))}")
     return "\n".join(lines)
+
+
+def _matrix(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors, float32 [rows, components], zeros where there are none, and where there are some."""
+    # From JSON they come as lists of doubles, or as nothing but nulls.
+    vectors = column.cast(pa.list_(pa.float32()))
+    valid = np.asarray(vectors.is_valid())
+    found = int(valid.sum())
+    items = np.asarray(vectors.flatten())  # of the rows that are not null
+    if getattr(column.type, "value_type", None) == pa.uint8():
+        items = 2.0 * np.unpackbits(items.astype(np.uint8)) - 1  # bits, as signs
+    matrix = np.zeros((len(vectors), len(items) // max(1, found)), np.float32)
+    matrix[valid] = items.reshape(found, matrix.shape[1])
+    return matrix, valid
 
 
 def _one_line(text: Any, row: int) -> str:
