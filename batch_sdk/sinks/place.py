@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_sdk.errors import OutputError
+from batch_sdk.folder import disk_errors, sync
 from batch_sdk.remote import file_system, remote_errors
 
 
@@ -88,9 +89,9 @@ class LocalPlace(Place):
     def commit(self) -> None:
         """Flush, rename, and flush the folder."""
         self._check_free()
-        _sync(self._staging)
+        sync(self._staging)
         os.replace(self._staging, self._target)
-        _sync(self._target.parent)
+        sync(self._target.parent)
 
     def abort(self) -> None:
         """Delete the hidden file."""
@@ -99,18 +100,8 @@ class LocalPlace(Place):
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Turn a full or vanished disk into an `OutputError`."""
-        try:
+        with disk_errors(self._target):
             yield
-        except OSError as error:
-            raise OutputError(f"{self.name!r} cannot be written: {error}", "a disk with room") from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class UrlPlace(Place):
