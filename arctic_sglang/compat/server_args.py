@@ -192,12 +192,14 @@ def _set_swiftkv(args: Any) -> None:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"this SwiftKV model is not served with:\n{listed}\nLeave these out, or serve its base model."
         raise ValueError(msg)
-    graphs = limits.tail_graphs(args.cuda_graph_config.decode.backend, args.speculative_algorithm)
-    tokens = limits.min_tokens(args.swiftkv_min_tokens, graph, graphs=graphs)
+    tokens = limits.min_tokens(args.swiftkv_min_tokens, graph)
+    graphs = limits.tail_graphs(
+        args.cuda_graph_config.decode.backend, graph, args.speculative_algorithm, tokens
+    )
     args.override("arctic-sglang", swiftkv_min_tokens=tokens)
     logger.info(
         "arctic-sglang: SwiftKV, cut at layer %d of %d, keys and values of %d layers cached; prefill steps of %d "
         "tokens and more stop at the cut; the rows that go up after it %s",
         layout.cut, layout.layers, layout.kv_layers, tokens,
-        "have CUDA graphs" if graphs else "have no CUDA graphs, as decode has none of one row a request",
+        "have CUDA graphs" if graphs else "have no CUDA graphs",
     )  # fmt: skip

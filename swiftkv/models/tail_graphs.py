@@ -81,8 +81,13 @@ def around_capture_one_shape(
 ) -> None:
     """Around `DecodeCudaGraphRunner.capture_one_shape`: captures the tail's graph after decode's."""
     model = runner.model_runner.model
-    args_of = runner.model_runner.server_args
-    graphs = tail_graphs(args_of.cuda_graph_config.decode.backend, args_of.speculative_algorithm)
+    said = runner.model_runner.server_args
+    graphs = hasattr(said, "swiftkv_min_tokens") and tail_graphs(
+        said.cuda_graph_config.decode.backend,
+        said.cuda_graph_config.prefill.backend,
+        said.speculative_algorithm,
+        said.swiftkv_min_tokens,
+    )
     if not graphs or not hasattr(model, "tail_graphs"):
         original(runner, size, forward, *args, **kwargs)
         return

@@ -20,20 +20,31 @@ SHAPE = {
 }  # fmt: skip
 LENGTHS = (1, 2, 7, 63, 64, 65, 127, 128, 129, 300, 700)
 SERVERS = {
-    "fa3": {"attention_backend": "fa3"},
-    "flashinfer": {"attention_backend": "flashinfer"},  # compiles its kernels first, for minutes
-    "triton": {"attention_backend": "triton"},
+    "fa3": {"attention_backend": "fa3", "swiftkv_min_tokens": 0},
+    "flashinfer": {
+        "attention_backend": "flashinfer",
+        "swiftkv_min_tokens": 0,
+    },  # compiles its kernels first, for minutes
+    "triton": {"attention_backend": "triton", "swiftkv_min_tokens": 0},
     "fa3-full-graph": {"attention_backend": "fa3", "cuda_graph_backend_prefill": "full"},
-    "fa3-no-graph": {"attention_backend": "fa3", "cuda_graph_backend_prefill": "disabled"},
+    "fa3-no-graph": {
+        "attention_backend": "fa3",
+        "cuda_graph_backend_prefill": "disabled",
+        "swiftkv_min_tokens": 0,
+    },
     "fa3-small-steps-whole": {"attention_backend": "fa3", "swiftkv_min_tokens": 64},
     "fa3-tail-without-graphs": {
         "attention_backend": "fa3",
         "cuda_graph_backend_decode": "disabled",
         "swiftkv_min_tokens": 0,
     },
-    "fa3-fp8-cache": {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3"},
-    "triton-fp8-cache": {"attention_backend": "triton", "kv_cache_dtype": "fp8_e4m3"},
-    "fa3-fp8-weights": {"attention_backend": "fa3", "quantization": "fp8"},
+    "fa3-fp8-cache": {"attention_backend": "fa3", "kv_cache_dtype": "fp8_e4m3", "swiftkv_min_tokens": 0},
+    "triton-fp8-cache": {
+        "attention_backend": "triton",
+        "kv_cache_dtype": "fp8_e4m3",
+        "swiftkv_min_tokens": 0,
+    },
+    "fa3-fp8-weights": {"attention_backend": "fa3", "quantization": "fp8", "swiftkv_min_tokens": 0},
 }
 
 
@@ -145,7 +156,7 @@ def test_groups(tmp_path, ranks):
         pytest.skip(f"{ranks} GPUs are wanted, {torch.cuda.device_count()} are there")
     twin = make_model(tmp_path, "llama", group_size=2, dtype=torch.bfloat16, **SHAPE).float().cuda()
     rough = copy.deepcopy(twin).bfloat16()
-    with engine_of(tmp_path, chunked_prefill_size=128, tp_size=ranks) as engine:
+    with engine_of(tmp_path, chunked_prefill_size=128, tp_size=ranks, swiftkv_min_tokens=0) as engine:
         for what, sent, answers in rounds(engine, twin, prompts(*LENGTHS)):
             found, noise = compare(twin, sent, answers), compare(twin, sent, rescored(rough, sent, answers))
             print(f"groups, {ranks} ranks, {what}: {found}\n    the twin in bf16: {noise}")
