@@ -51,5 +51,5 @@ def remote_errors(url: str, error_type: type[BatchError]) -> Iterator[None]:
         yield
     except BatchError:
         raise
-    except Exception as error:
+    except Exception as error:  # the boundary again: every file system has errors of its own
         raise error_type(f"{url!r} cannot be used: {type(error).__name__}: {error}") from error
