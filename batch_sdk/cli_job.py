@@ -50,7 +50,8 @@ def load(path: Path) -> tuple[str, Any, dict[str, Any]]:
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"{str(path)!r} cannot be read: {error}", "a YAML file in UTF-8") from error
+        said = " ".join(str(error).split())  # YAML's errors are drawings of several lines
+        raise OptionError(f"{str(path)!r} cannot be read: {said}", "a YAML file in UTF-8") from error
     if not isinstance(fields, dict):
         raise OptionError(f"{str(path)!r} holds a {type(fields).__name__}", "a mapping of names to values")
     command = fields.pop("command", None)

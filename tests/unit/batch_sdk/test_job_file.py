@@ -118,5 +118,6 @@ def test_nonsense(files, text, says, capsys):
     assert run(files, text) == 2
     err = capsys.readouterr().err
     assert says in err
+    assert err.count("\n") == 1
     assert cli.main(["run", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
