@@ -40,8 +40,8 @@ class ArcticConfig:
         default=None,
         metadata={
             "help": "A prefill step of a SwiftKV model with fewer tokens than this goes through all layers for "
-            "all its rows, in one graph; from this size on most rows stop at the cut. Default: 1024. Below that the "
-            "rows that go up after it have CUDA graphs."
+            "all its rows, in one graph; from this size on most rows stop at the cut. Default: 384, or 1024 where the "
+            "rows that go up after it have no CUDA graphs."
         },
     )
 

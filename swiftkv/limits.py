@@ -12,7 +12,10 @@ QUANTIZATIONS = (None, "fp8")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
 SPECULATIONS = (None, "NGRAM")
 PREFILL_GRAPHS = ("breakable", "full", "disabled")
-MIN_TOKENS = 1024
+# docs/LOG.md has what they were chosen by: launching half a model's kernels one by one costs more than a short
+# prompt's upper half; one graph more costs little, but no less than stock's single one.
+MIN_TOKENS = 384
+MIN_TOKENS_WITHOUT_GRAPHS = 1024
 
 # setting: (the value that is fine, flag, reason)
 _ONLY: dict[str, tuple[Any, str, str]] = {
@@ -71,28 +74,21 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def tail_graphs(
-    decode_graph: str, prefill_graph: str, speculative_algorithm: str | None, min_tokens: int
-) -> bool:
+def tail_graphs(decode_graph: str, prefill_graph: str, speculative_algorithm: str | None) -> bool:
     """Whether the rows that go up after a prefill have CUDA graphs.
 
-    They are made of decode's, one row a request; a server that speculates has graphs of verify instead. Who wants
-    small steps to stop at the cut gets them; the default does not, until their answers are compared on a GPU.
+    They are made of decode's, one row a request; a server that speculates has graphs of verify instead.
 
     Args:
         decode_graph: the decode graphs' backend.
         prefill_graph: the prefill graphs' backend.
         speculative_algorithm: the server's.
-        min_tokens: the smallest prefill step that stops at the cut.
     """
-    plain = decode_graph == "full" and prefill_graph != "full" and speculative_algorithm is None
-    return plain and min_tokens < MIN_TOKENS
+    return decode_graph == "full" and prefill_graph != "full" and speculative_algorithm is None
 
 
-def min_tokens(given: int | None, prefill_graph: str) -> int:
-    """The smallest prefill step that stops at the cut; docs/LOG.md has what the default was chosen by.
-
-    Without graphs the launches of half a model's kernels cost more than a short prompt's upper half.
+def min_tokens(given: int | None, prefill_graph: str, graphs: bool) -> int:
+    """The smallest prefill step that stops at the cut.
 
     A full prefill graph hands the outer model a step without its padding, which then cannot tell what the
     graph did. So with it every prefill stops at the cut.
@@ -100,12 +96,14 @@ def min_tokens(given: int | None, prefill_graph: str) -> int:
     Args:
         given: the flag.
         prefill_graph: the prefill graphs' backend.
+        graphs: what `tail_graphs` says.
 
     Raises:
         ValueError: the user wants something else with full graphs.
     """
     if prefill_graph != "full":
-        return MIN_TOKENS if given is None else given
+        default = MIN_TOKENS if graphs else MIN_TOKENS_WITHOUT_GRAPHS
+        return default if given is None else given
     if given:
         msg = f"--swiftkv-min-tokens {given} cannot be kept with --cuda-graph-backend-prefill full; leave one out"
         raise ValueError(msg)

@@ -192,10 +192,8 @@ def _set_swiftkv(args: Any) -> None:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"this SwiftKV model is not served with:\n{listed}\nLeave these out, or serve its base model."
         raise ValueError(msg)
-    tokens = limits.min_tokens(args.swiftkv_min_tokens, graph)
-    graphs = limits.tail_graphs(
-        args.cuda_graph_config.decode.backend, graph, args.speculative_algorithm, tokens
-    )
+    graphs = limits.tail_graphs(args.cuda_graph_config.decode.backend, graph, args.speculative_algorithm)
+    tokens = limits.min_tokens(args.swiftkv_min_tokens, graph, graphs)
     args.override("arctic-sglang", swiftkv_min_tokens=tokens)
     logger.info(
         "arctic-sglang: SwiftKV, cut at layer %d of %d, keys and values of %d layers cached; prefill steps of %d "

@@ -86,7 +86,6 @@ def around_capture_one_shape(
         said.cuda_graph_config.decode.backend,
         said.cuda_graph_config.prefill.backend,
         said.speculative_algorithm,
-        said.swiftkv_min_tokens,
     )
     if not graphs or not hasattr(model, "tail_graphs"):
         original(runner, size, forward, *args, **kwargs)

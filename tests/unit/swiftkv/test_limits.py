@@ -47,20 +47,20 @@ def test_one_backend_for_both_phases_is_said_once():
 
 
 def test_min_tokens():
-    assert min_tokens(None, "breakable") == 1024
-    assert min_tokens(8, "breakable") == 8
-    assert min_tokens(0, "breakable") == 0
-    assert min_tokens(None, "full") == 0
-    assert min_tokens(0, "full") == 0
+    assert min_tokens(None, "breakable", True) == 384
+    assert min_tokens(None, "breakable", False) == 1024
+    assert min_tokens(8, "breakable", False) == 8
+    assert min_tokens(0, "breakable", True) == 0
+    assert min_tokens(None, "full", False) == 0
+    assert min_tokens(0, "full", False) == 0
     with pytest.raises(ValueError, match=r"--swiftkv-min-tokens 64 cannot be kept"):
-        min_tokens(64, "full")
+        min_tokens(64, "full", False)
 
 
 def test_tail_graphs():
-    assert tail_graphs("full", "breakable", None, 0)
-    assert tail_graphs("full", "disabled", None, 1023)
-    assert not tail_graphs("full", "breakable", None, 1024)
-    assert not tail_graphs("full", "breakable", "NGRAM", 0)
-    assert not tail_graphs("full", "full", None, 0)
-    assert not tail_graphs("breakable", "breakable", None, 0)
-    assert not tail_graphs("disabled", "breakable", None, 0)
+    assert tail_graphs("full", "breakable", None)
+    assert tail_graphs("full", "disabled", None)
+    assert not tail_graphs("full", "breakable", "NGRAM")
+    assert not tail_graphs("full", "full", None)
+    assert not tail_graphs("breakable", "breakable", None)
+    assert not tail_graphs("disabled", "breakable", None)

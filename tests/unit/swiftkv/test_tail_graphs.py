@@ -30,7 +30,7 @@ class Backend:
 class Runner:
     device, sizes = "cpu", (1, 2, 4)
 
-    def __init__(self, model, decode="full", algorithm=None, min_tokens=0):
+    def __init__(self, model, decode="full", algorithm=None):
         self.max_bs, self.bs = max(self.sizes), None
         self.positions = torch.zeros(self.max_bs, dtype=torch.int64)
         self.planned, self.warmed = [], []
@@ -43,7 +43,7 @@ class Runner:
         args = SimpleNamespace(
             cuda_graph_config=SimpleNamespace(**phases),
             speculative_algorithm=algorithm,
-            swiftkv_min_tokens=min_tokens,
+            swiftkv_min_tokens=384,
         )
         self.model_runner = SimpleNamespace(model=model, server_args=args, dtype=torch.float32)
 
@@ -128,7 +128,7 @@ def test_a_second_capture_takes_over(contexts):
         assert model.tail_graphs.runner is runner
 
 
-@pytest.mark.parametrize("setting", [{"algorithm": "NGRAM"}, {"decode": "breakable"}, {"min_tokens": 1024}])
+@pytest.mark.parametrize("setting", [{"algorithm": "NGRAM"}, {"decode": "breakable"}])
 def test_none_where_decode_has_no_such_graphs(setting, contexts):
     model = Model()
     runner = Runner(model, **setting)
