@@ -254,6 +254,7 @@ _FOUNDATION: tuple[Seam, ...] = (
         kind=Kind.CALL,
         feature=Feature.BATCH,
         members=(
+            "_scheduler_init_result",
             "async_generate",
             "loop",
             "send_to_rpc",
@@ -306,8 +307,8 @@ _FOUNDATION: tuple[Seam, ...] = (
         target="sglang.srt.server_args.ServerArgs",
         kind=Kind.CALL,
         feature=Feature.BATCH,
-        members=("allow_auto_truncate", "custom_sigquit_handler"),
-        why="Whether SGLang cuts long inputs, and what a failing child does to this process.",
+        members=("allow_auto_truncate", "custom_sigquit_handler", "dp_size"),
+        why="Whether SGLang cuts long inputs, what a failing child does to this process, how many caches there are.",
         exit="SGLang documents it as public",
     ),
 )

@@ -1,9 +1,9 @@
 """SGLang in this process: `sglang.Engine`, driven row by row.
 
 The engine's tokenizer side lives in this process on an asyncio loop; schedulers and detokenizer are child
-processes. `submit` tokenises in bulk and starts one task per request, `wait` runs the loop until one of them
-is done. While it waits it looks after the child processes: a dead one is an `EngineError` within a second or
-so, never a hang.
+processes. What `submit` takes is tokenised ahead in a thread and becomes one task a request as tokens leave
+room (`Intake`); `wait` runs the loop until one of them is done. While it waits it looks after the child
+processes: a dead one is an `EngineError` within a second or so, never a hang.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jinja2
 import numpy as np
 import psutil
 
@@ -28,13 +27,14 @@ from batch_sdk.engines.base import (
     EngineInfo,
     GenerateRequest,
     GenerateResult,
-    Prompt,
     Request,
     Result,
     Task,
 )
+from batch_sdk.engines.intake import Intake
 from batch_sdk.engines.sglang_answers import generated
 from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
+from batch_sdk.engines.tokenizing import prompt_ids, text_ids
 from batch_sdk.errors import EngineDiedError, EngineError, OptionError, RowError, RowErrorKind
 from batch_sdk.truncation import truncated
 
@@ -42,6 +42,8 @@ _PROBE = "hello"
 # The scheduler's bound keeps five tokens free for output, and one for good measure; embeddings are not held
 # to it.
 _ROOM_TO_GENERATE = 6
+# A KV cache full of rows in work, and as much again on its way.
+_CACHES_OF_TOKENS = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
 # Options that this class decides on: name -> what decides it.
 _OWN_OPTIONS = {"model_path": "model=...", "model": "model=...", "is_embedding": "generate() or embed()"}
@@ -57,7 +59,8 @@ class SGLangEngine(Engine):
         model: path or hub name.
         task: "embed" starts SGLang with `is_embedding=True`.
         options: any other argument of `sglang.Engine`; passed through untouched. `log_level` is "error"
-            unless given.
+            unless given. `window_tokens` is ours: tokens of input that may be at SGLang at once; twice
+            what its KV cache holds unless given.
 
     Raises:
         OptionError: an option that `model` or `task` decides, or one that the SDK cannot work with.
@@ -70,12 +73,19 @@ class SGLangEngine(Engine):
                 raise OptionError(f"engine option {name!r}", f"this to be decided by {decided_by}")
         if options.get("skip_tokenizer_init"):
             raise OptionError("engine option skip_tokenizer_init=True", "an engine with its tokenizer")
+        options = dict(options)
+        self._window_tokens: int | None = options.pop("window_tokens", None)
+        if self._window_tokens is not None and (
+            type(self._window_tokens) is not int or self._window_tokens < 1
+        ):
+            raise OptionError(f"engine option window_tokens={self._window_tokens!r}", "a whole number from 1")
         self._options = {"log_level": "error", **options}
         self._engine: Any = None
         self._info: EngineInfo | None = None
         self._children: list[psutil.Process] = []
         self._old_handlers: dict[signal.Signals, Any] = {}
         self._pool: TaskPool[Result] | None = None
+        self._intake: Intake[Any, Result] | None = None
 
     @property
     def started(self) -> bool:
@@ -103,6 +113,7 @@ class SGLangEngine(Engine):
             with self._signals_survived():
                 self._engine = self._launch()
                 self._pool = TaskPool(self._engine.loop)
+                self._intake = self._make_intake(self._pool)
                 self._children = children.since(before)
                 self._info = self._probe()
         finally:
@@ -195,6 +206,9 @@ class SGLangEngine(Engine):
         """End the engine's processes and wait until they are gone."""
         engine, self._engine, self._info = self._engine, None, None
         pool, self._pool = self._pool, None
+        intake, self._intake = self._intake, None
+        if intake is not None:
+            intake.close()
         if pool is not None:
             pool.forget()
         if engine is not None:
@@ -219,55 +233,58 @@ class SGLangEngine(Engine):
                 f"a process of the engine died (pid {dead.pid})",
                 remedy="see its messages above; if there are none, the system may have run out of memory",
             )
+        if self._intake is not None:
+            self._intake.check()
+
+    def _make_intake(self, pool: TaskPool[Result]) -> Intake[Any, Result]:
+        window = self._window_tokens
+        if window is None:
+            facts = self._engine._scheduler_init_result.scheduler_infos[0]
+            caches = _CACHES_OF_TOKENS * self._engine.server_args.dp_size
+            window = caches * int(facts["max_total_num_tokens"])
+        embeds = self.task == "embed"
+        return Intake(
+            self._engine.loop,
+            pool,
+            window_tokens=window,
+            tokenize=self._text_ids if embeds else self._prompt_ids,
+            tokens=_block_tokens if embeds else _prompt_tokens,
+            work=self._embed if embeds else self._generate,
+        )
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Tokenise the requests, and hand those to SGLang that fit."""
-        if self._pool is None:
+        """Take requests on their way to SGLang; those that do not fit are answered without it."""
+        if self._pool is None or self._intake is None:
             raise EngineError("submit() on an engine that is not started", "start() first")
-        generate = [request for request in requests if isinstance(request, GenerateRequest)]
-        for request, ids in zip(generate, self._prompt_ids([r.prompt for r in generate]), strict=True):
-            self._pool.start(self._generate(request, ids))
-        for block in requests:
-            if isinstance(block, EmbedRequest):
-                self._pool.start(self._embed(block))
-        # One turn of the loop: the requests leave for the scheduler now, not at the next wait().
+        self._intake.add(requests)
+        # One turn of the loop: the first slice is tokenised from now on, not from the next wait().
         self._pool.run(asyncio.sleep(0))
 
     def wait(self) -> list[Result]:
         """Run the loop until a request is done, looking after the child processes meanwhile."""
-        if self._pool is None or self._pool.empty:
+        if self._pool is None or self._intake is None or (self._pool.empty and self._intake.empty):
             raise EngineError("wait() with nothing in flight", "submit() first")
         return [_result(task) for task in self._pool.fetch(self._check_alive)]
 
     def abandon(self) -> None:
         """Cancel the tasks, and tell the scheduler to stop working on them."""
-        if self._pool is None or self._pool.empty:
+        if self._pool is None or self._intake is None or (self._pool.empty and self._intake.empty):
             return
+        self._intake.forget()
         self._pool.forget()
         self._engine.tokenizer_manager.abort_request(abort_all=True)
 
-    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
-        """Tokenise prompts together: plain texts with the tokenizer's special tokens, chats as the template
-        says."""
-        tokenizer = self._engine.tokenizer_manager.tokenizer
-        found: list[list[int] | RowError] = [[]] * len(prompts)
-        plain: list[tuple[int, str]] = []
-        chats: list[tuple[int, str]] = []
-        for index, prompt in enumerate(prompts):
-            if isinstance(prompt, str):
-                plain.append((index, prompt))
-                continue
-            try:
-                text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            except (jinja2.TemplateError, ValueError, TypeError) as error:
-                found[index] = RowError(RowErrorKind.REJECTED, f"the model's chat template: {error}")
-            else:
-                chats.append((index, text))
-        for texts, special in ((plain, True), (chats, False)):
-            if texts:
-                encoded = tokenizer([text for _, text in texts], add_special_tokens=special, verbose=False)
-                for (index, _), ids in zip(texts, encoded["input_ids"], strict=True):
-                    found[index] = ids
+    def _prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[list[int] | RowError]:
+        return prompt_ids(self._engine.tokenizer_manager.tokenizer, [request.prompt for request in requests])
+
+    def _text_ids(self, requests: Sequence[EmbedRequest]) -> list[list[list[int]]]:
+        manager = self._engine.tokenizer_manager
+        # As SGLang does for texts: this model's tokenizer leaves out the end token that it was trained with.
+        end = manager.tokenizer.eos_token_id if manager.model_config.is_embedding_gemma else None
+        found = []
+        for request in requests:
+            limit = self._info.max_input_tokens if request.truncate and self._info is not None else None
+            found.append(text_ids(manager.tokenizer, request.texts, limit, end))
         return found
 
     async def _generate(self, request: GenerateRequest, ids: list[int] | RowError) -> GenerateResult:
@@ -328,8 +345,7 @@ class SGLangEngine(Engine):
         except HTTPException as error:
             return RowError(RowErrorKind.ABORTED, f"{error.status_code}: {error.detail}")
 
-    async def _embed(self, request: EmbedRequest) -> EmbedResult:
-        ids = self._text_ids(request.texts, request.truncate)
+    async def _embed(self, request: EmbedRequest, ids: list[list[int]]) -> EmbedResult:
         errors = [self._too_long(len(row)) for row in ids]
         rows = [row for row, error in enumerate(errors) if error is None]
         answers: Any = await self._ask(self._encode([ids[row] for row in rows])) if rows else []
@@ -349,19 +365,6 @@ class SGLangEngine(Engine):
         tokens = np.array([len(row) for row in ids], np.int32)
         return EmbedResult(request.position, vectors, tokens, errors)
 
-    def _text_ids(self, texts: list[str], truncate: bool) -> list[list[int]]:
-        manager = self._engine.tokenizer_manager
-        limit = self._info.max_input_tokens if truncate and self._info is not None else None
-        # The tokenizer's own truncation keeps the special token at the end, which a plain slice would lose.
-        cut = {} if limit is None else {"truncation": True, "max_length": limit}
-        ids: list[list[int]] = manager.tokenizer(texts, verbose=False, **cut)["input_ids"]
-        if manager.model_config.is_embedding_gemma:
-            # As SGLang does for texts: this model's tokenizer leaves out the end token that it was trained
-            # with.
-            end = manager.tokenizer.eos_token_id
-            ids = [row if row and row[-1] == end else [*row, end] for row in ids]
-        return ids
-
     async def _encode(self, ids: list[list[int]]) -> Any:
         from arctic_sglang.compat import vendor
 
@@ -380,3 +383,11 @@ def _result(task: asyncio.Task[Result]) -> Result:
 
 def _size(found: dict[int, Any]) -> int | None:
     return next((len(a["embedding"]) for a in found.values() if not isinstance(a, RowError)), None)
+
+
+def _prompt_tokens(ids: list[int] | RowError) -> int:
+    return 0 if isinstance(ids, RowError) else len(ids)
+
+
+def _block_tokens(ids: list[list[int]]) -> int:
+    return sum(map(len, ids))

@@ -50,11 +50,12 @@ class TaskPool(Generic[R]):
         """Run the loop until `work` is done; the tasks move on meanwhile."""
         return self._loop.run_until_complete(work)
 
-    def start(self, work: Coroutine[Any, Any, R]) -> None:
-        """Add a task; it begins when the loop runs next."""
+    def start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        """Add a task and return it; it begins when the loop runs next."""
         task = self._loop.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[R]) -> None:
         if not task.cancelled():

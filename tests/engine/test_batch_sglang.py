@@ -22,6 +22,7 @@ import pytest
 import batch_sdk
 from batch_sdk.engines import children
 from batch_sdk.engines.base import EmbedRequest
+from batch_sdk.engines.intake import Room
 from batch_sdk.errors import EngineError, OptionError
 
 pytestmark = pytest.mark.engine
@@ -83,6 +84,26 @@ class TestGenerate:
         by_text = {}
         for text, answer in zip(texts, out.column("response").to_pylist(), strict=True):
             assert by_text.setdefault(text, answer) == answer
+
+    def test_a_window_of_few_tokens_changes_nothing(self, generator, monkeypatch):
+        """Rows longer than the window too; at SGLang there is never more than it, or one row."""
+        room = Room(60)
+        monkeypatch.setattr(generator._intake, "_room", room)
+        held = []
+        take = room.take
+
+        async def noting(tokens):
+            await take(tokens)
+            held.append((room._used, tokens))
+
+        monkeypatch.setattr(room, "take", noting)
+        out = generate(pa.table({"text": PROMPTS}), generator, chat=False, max_new_tokens=3)
+        assert kinds(out) == [None] * len(PROMPTS)
+        lengths = out.column("prompt_tokens").to_pylist()
+        assert max(lengths) > 60 > 2 * min(lengths)
+        assert [tokens for _, tokens in held] == lengths
+        assert all(used <= max(60, tokens) for used, tokens in held)
+        assert room._used == 0
 
     def test_special_rows(self, generator):
         limit = generator.max_input_tokens
@@ -299,7 +320,14 @@ def test_a_model_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [{"model_path": "x"}, {"is_embedding": True}, {"skip_tokenizer_init": True}]
+    "option",
+    [
+        {"model_path": "x"},
+        {"is_embedding": True},
+        {"skip_tokenizer_init": True},
+        {"window_tokens": 0},
+        {"window_tokens": "many"},
+    ],
 )
 def test_options_that_are_not_the_users(option):
     with pytest.raises(OptionError):
