@@ -68,12 +68,15 @@ class Look:
         if self.report is None and self.metrics_port is None:
             return None
         facts = describe_run(job, source, sink, engine, self.engine_options or {})
-        recorder = None
+        recorder = report = None
         if self.report is not None:
             recorder = Recorder(figures.tally, job.details_prefix, sink.input_row)
-            stack.enter_context(Report(self.report, facts, figures, recorder))
+            report = Report(self.report, facts, figures, recorder)
         if self.metrics_port is not None:
             from batch_sdk.metrics import serving
 
             stack.enter_context(serving(self.metrics_port, figures, facts))
+        if report is not None:
+            # Last, so that an older report outlives a port that is taken.
+            stack.enter_context(report)
         return recorder

@@ -72,8 +72,7 @@ class Report:
             )
         output = self._facts.output
         if output is not None and not is_url(output):
-            target = Path(output)
-            if target.is_dir() and target.resolve() in (folder.resolve(), *folder.resolve().parents):
+            if Path(output).resolve() == folder.resolve():
                 raise OutputError(f"a report in the job's output, {output!r}", "another place")
         for path in self._files.values():
             if os.path.lexists(path) and not _is_report(path):

@@ -31,13 +31,16 @@ h3 { font-size: .9rem; font-weight: 600; margin: 0 0 .5rem; } p { margin: .25rem
 .tiles div, .card { background: var(--card); border-radius: 8px; padding: .6rem .8rem; min-width: 0; }
 .tiles dt { color: var(--soft); font-size: .8rem; }
 .tiles dd { margin: 0; font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .8rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .8rem; }
+table { margin-top: .8rem; }
 .plot { display: block; width: 100%; height: auto; overflow: visible; }
 .label { fill: var(--soft); font-size: 12px; } .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.75;
   stroke-linejoin: round; } .hover { fill: transparent; } .hover:hover { fill: var(--ink); fill-opacity: .08; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-top: 1px solid var(--rule); }
 th { font-weight: 500; color: var(--soft); white-space: nowrap; width: 1%; }
+@media (max-width: 36rem) { th, td { display: block; width: auto; }
+  th br { display: none; } td { border: 0; padding-top: 0; } }
 pre { margin: 0; font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }
 """
 
@@ -61,7 +64,7 @@ _PAGE = """<!DOCTYPE html>
 {% if not kinds %}<p class="soft">No row has an error.</p>{% else %}
 <div class="plots"><section class="card"><h3>Error rows by kind</h3>{{ bars }}</section></div>
 <table id="examples">{% for kind, found in kinds %}{% for one in found %}
-<tr><th>{{ kind }}<br>row {{ '{:,}'.format(one.row) }}</th><td><pre>{{ one.message }}</pre></td></tr>
+<tr><th>{{ kind }}<br> row {{ '{:,}'.format(one.row) }}</th><td><pre>{{ one.message }}</pre></td></tr>
 {% endfor %}{% endfor %}</table>
 <p class="soft">The first few of every kind in this run; rows are counted from 0.</p>{% endif %}
 <h2>Job</h2><table id="job">{% for name, value in job %}
@@ -103,19 +106,23 @@ def _time(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
+
+
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     summary, total = report["summary"], report["total_rows"]
     partial = report["state"] != "complete" and total is not None
     rows = f"{summary['rows']:,}" + (f" of {total:,}" if partial else "")
     tiles = [
         ("rows", rows),
-        ("rows/s", f"{summary['rows_per_second']:,.1f}"),
+        ("rows/s", _rate(summary["rows_per_second"])),
         ("error rows", f"{sum(summary['errors'].values()):,}"),
         ("tokens in", f"{summary['prompt_tokens']:,}"),
     ]
     if report["command"] == "generate":
         tiles.append(("tokens out", f"{summary['completion_tokens']:,}"))
-    tiles.append(("tokens/s", f"{summary['tokens_per_second']:,.1f}"))
+    tiles.append(("tokens/s", _rate(summary["tokens_per_second"])))
     if summary["cache_hit_rate"] is not None:
         tiles.append(("tokens in, cached", f"{summary['cache_hit_rate']:.1%}"))
     tiles += [("time", _time(summary["seconds"])), ("engine start", _time(summary["engine_start_seconds"]))]
@@ -142,7 +149,7 @@ def _plots(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         found = report["tokens"][field]
         if found["rows"]:
             said = f"{name}: mean {found['mean']:,.1f}, largest {found['largest']:,}"
-            drawn = svg.columns("tokens of a row", found["bins"], EDGES.tolist(), colour)
+            drawn = svg.columns(name.lower(), found["bins"], EDGES.tolist(), colour)
             plots.append((said, drawn))
     return plots
 
@@ -161,4 +168,5 @@ def _job(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     return [
         (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for name, value in listed.items()
+        if value not in ("", [], {})
     ]

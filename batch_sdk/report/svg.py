@@ -63,7 +63,7 @@ def ticks(high: float, whole: bool = False) -> list[float]:
     # A hair of room, or rounding makes 0.3 / 0.1 need four steps.
     step *= next(factor for factor in (1, 2, 5, 10) if high / (step * factor) <= _MOST_TICKS + 1e-9)
     step = max(step, 1.0) if whole else step
-    return [step * index for index in range(math.ceil(high / step - 1e-9) + 1)]
+    return [step * index for index in range(1 + max(1, math.ceil(high / step - 1e-9)))]
 
 
 def time_unit(seconds: float) -> str:
@@ -80,7 +80,7 @@ class _Frame:
     """Where values are in a plot whose axes begin at 0."""
 
     def __init__(self, right: float, top: float) -> None:
-        self._right, self._top = right, top
+        self._right, self._top = max(right, 1e-9), top
 
     def x(self, value: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * value / self._right
