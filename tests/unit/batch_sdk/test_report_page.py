@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,14 @@ def test_a_browser_shows_it(tmp_path):
         assert 0.1 < inked.mean() < 0.9
         assert not inked[:, -4:].any()
     assert seen.views[1].value["paper"] != seen.views[2].value["paper"]
+
+
+def test_without_a_browser_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AssertionError, match="make browser.*apt-get install chromium"):
+        browser.look(tmp_path / "run.html", "1")
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text(encoding="utf-8")
+    assert f"BROWSERS = {' '.join(browser.NAMES)}\n" in makefile
 
 
 def texts_of(drawn: str) -> list[str]:
