@@ -78,7 +78,7 @@ def test_a_browser_shows_it(tmp_path):
 
 def test_without_a_browser_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(AssertionError, match="make browser.*apt-get install chromium"):
+    with pytest.raises(AssertionError, match=r"make browser.*apt-get install chromium"):
         browser.look(tmp_path / "run.html", "1")
     makefile = (Path(__file__).parents[3] / "Makefile").read_text(encoding="utf-8")
     assert f"BROWSERS = {' '.join(browser.NAMES)}\n" in makefile
