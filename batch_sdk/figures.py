@@ -24,7 +24,7 @@ class Figures:
         output: the output's path, or None for a table in memory.
         started: when the engine's start began, in seconds of `time.monotonic`.
         ready: when the engine was ready; None before.
-        done: when the output was in place; None before.
+        done: when the output was in place, or what ended the run came; None before.
     """
 
     def __init__(self, tally: Tally, engine: Engine, output: str | None) -> None:
@@ -52,6 +52,10 @@ class Figures:
     def close_chunk(self) -> None:
         """The oldest open chunk is finished."""
         self._closed_rows += self._open.popleft().rows
+
+    def stop(self) -> None:
+        """The run is over, if it was not over already."""
+        self.done = self.done or time.monotonic()
 
     @property
     def rows(self) -> int:

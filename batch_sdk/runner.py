@@ -65,12 +65,14 @@ def run_job(
         figures = Figures(sink.done(), engine, sink.where)
         if not sink.complete:
             recorder = look.watch(stack, job, source, sink, engine, figures)
-            if not engine.started:
+            fresh = not engine.started
+            if fresh:
                 engine = figures.engine = RestartingEngine(engine, max_restarts)
-                stack.callback(engine.close)
+            stack.callback(engine.close if fresh else engine.abandon)
+            # Before the engine's end: that is no part of a job's time.
+            stack.callback(figures.stop)
+            if fresh:
                 engine.start()
-            else:
-                stack.callback(engine.abandon)
             figures.ready = time.monotonic()
             schema, make_chunk = plan.bind(engine.info, figures.tally)
             sink.open(schema)
@@ -78,7 +80,7 @@ def run_job(
             stack.callback(sink.abort)
             _stream(job, plan, source, sink, engine, schema, make_chunk, figures, look, recorder)
         output = sink.commit()
-        figures.done = time.monotonic()
+        figures.stop()
     return output, figures.summary()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
@@ -104,7 +105,7 @@ class Report:
         state, problem = outcome(error)
         timeline, summary = self._recorder.timeline, self._figures.summary()
         if timeline is not None:
-            timeline.finish()
+            timeline.finish(self._figures.done or time.monotonic())
         rates = ("rows_per_second", "tokens_per_second")
         return {
             "kind": MARK,

@@ -86,9 +86,8 @@ class Timeline:
             self.spans = [one.merged(other) for one, other in pairs]
             self._every *= 2
 
-    def finish(self) -> None:
-        """End the last span. A short one joins its neighbour: its rate would be noise."""
-        now = self._clock()
+    def finish(self, now: float) -> None:
+        """End the last span at that moment. A short one joins its neighbour: its rate would be noise."""
         short = now - self._last < self._every / 2
         if short and self._counts == self._now():
             return

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_a_timeline_is_bounded_and_loses_nothing():
         most = max(most, len(line.spans))
     tally.rows += 3
     clock.now += 0.5
-    line.finish()
+    line.finish(clock.now)
     assert 100 < most < 240
     spans = line.spans
     assert spans[0].start == 0
@@ -76,20 +77,20 @@ def test_a_timeline_is_bounded_and_loses_nothing():
 def test_a_short_last_span_joins_its_neighbour():
     clock, tally = Clock(), Tally()
     line = Timeline(tally, clock)
-    line.finish()
+    line.finish(clock.now)
     assert line.spans == []
     for _ in range(3):
         clock.now += 0.11
         tally.rows += 10
         line.tick()
     clock.now += 0.01
-    line.finish()
+    line.finish(clock.now)
     assert len(line.spans) == 3
     tally.rows += 1
-    line.finish()
+    line.finish(clock.now)
     assert [span.rows for span in line.spans] == [10, 10, 11]
     clock.now += 60  # nothing came for a minute, and that shows
-    line.finish()
+    line.finish(clock.now)
     assert [span.rows for span in line.spans] == [10, 10, 11, 0]
 
 
@@ -228,6 +229,17 @@ def test_whatever_ends_it(tmp_path, error, state, says, ending):
     page = (tmp_path / "run.html").read_text(encoding="utf-8")
     assert "2 of 9" in page
     assert "<b>" not in page
+
+
+def test_the_engines_end_is_no_part_of_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(DummyEngine, "close", lambda self: time.sleep(0.3))
+    run(tmp_path)
+    done = read(tmp_path)
+    with pytest.raises(errors.EngineError):
+        run(tmp_path, engine_options={"die_after_requests": 0}, max_restarts=0)
+    for found in (done, read(tmp_path)):
+        assert found["summary"]["seconds"] < 0.25
+        assert all(span["end"] < 0.25 for span in found["throughput"])
 
 
 def test_an_engine_that_does_not_start_is_reported(tmp_path):
