@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -232,14 +233,21 @@ def test_whatever_ends_it(tmp_path, error, state, says, ending):
 
 
 def test_the_engines_end_is_no_part_of_the_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(DummyEngine, "close", lambda self: time.sleep(0.3))
-    run(tmp_path)
-    done = read(tmp_path)
-    with pytest.raises(errors.EngineError):
-        run(tmp_path, engine_options={"die_after_requests": 0}, max_restarts=0)
-    for found in (done, read(tmp_path)):
-        assert found["summary"]["seconds"] < 0.25
-        assert all(span["end"] < 0.25 for span in found["throughput"])
+    closed = []
+
+    def close(self):
+        closed.append(time.monotonic())
+        time.sleep(0.3)
+
+    monkeypatch.setattr(DummyEngine, "close", close)
+    for fails in (False, True):
+        began = time.monotonic()
+        with pytest.raises(errors.EngineError) if fails else nullcontext():
+            run(tmp_path, engine_options={"die_after_requests": 0 if fails else None}, max_restarts=0)
+        found = read(tmp_path)
+        assert found["state"] == ("failed" if fails else "complete")
+        assert found["summary"]["seconds"] <= closed[-1] - began
+        assert all(span["end"] <= closed[-1] - began for span in found["throughput"])
 
 
 def test_an_engine_that_does_not_start_is_reported(tmp_path):
