@@ -84,13 +84,6 @@ class TestGenerate:
         for text, answer in zip(texts, out.column("response").to_pylist(), strict=True):
             assert by_text.setdefault(text, answer) == answer
 
-    def test_what_the_prefix_cache_had_is_counted(self, generator):
-        texts = [f"# {i} of the cache's own\n" + PROMPTS[i] for i in range(8)]
-        options = {"chat": False, "return_summary": True, "window_rows": 1}
-        cold, warm = (generate(pa.table({"text": texts}), generator, **options).summary for _ in range(2))
-        assert cold.cached_tokens < warm.cached_tokens < warm.prompt_tokens
-        assert warm.cache_hit_rate > 0.5
-
     def test_special_rows(self, generator):
         limit = generator.max_input_tokens
         texts = ["short", None, "word " * (limit + 10), "Grüße 世界 🌍", "a"]
@@ -99,6 +92,13 @@ class TestGenerate:
         assert str(limit) in out.column("error")[2].as_py()["message"]
         out = generate(pa.table({"text": ["short"]}), generator, max_new_tokens=limit + 100)
         assert kinds(out) == ["too_long"]
+
+    def test_what_the_prefix_cache_had_is_counted(self, generator):
+        texts = [f"# {i} of the cache's own\n" + PROMPTS[i] for i in range(8)]
+        options = {"chat": False, "return_summary": True, "window_rows": 1}
+        cold, warm = (generate(pa.table({"text": texts}), generator, **options).summary for _ in range(2))
+        assert cold.cached_tokens < warm.cached_tokens < warm.prompt_tokens
+        assert warm.cache_hit_rate > 0.5
 
     def test_chat_template_and_system_message(self, generator, monkeypatch):
         assert generator.info.has_chat_template
