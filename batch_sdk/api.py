@@ -12,6 +12,7 @@ from batch_sdk.engines import Engine, create_engine, engine_name
 from batch_sdk.engines.base import Task
 from batch_sdk.errors import OptionError, check_names
 from batch_sdk.job import ChatMode, EmbedJob, GenerateJob, Job
+from batch_sdk.look import Look
 from batch_sdk.manifest import Manifest, describe_job
 from batch_sdk.messages import Messages
 from batch_sdk.plan import EmbedPlan, GeneratePlan
@@ -59,6 +60,8 @@ def generate(
     part_seconds: float = 300.0,
     max_restarts: int = 6,
     progress: bool | None = None,
+    report: str | os.PathLike[str] | None = None,
+    metrics_port: int | None = None,
     return_summary: bool = False,
     **sampling: Unpack[SamplingOptions],
 ) -> Any:
@@ -120,6 +123,9 @@ def generate(
         max_restarts: how often an engine that dies is started again to find the row that kills it, which
             ends as `engine_died`; 0 stops at the first death. Not for an engine that you started.
         progress: show a progress bar on stderr; None shows it on a terminal.
+        report: write what came of the run, and how it went over time, to files of this name with `.json` and
+            `.html` added, at its end or where an error or Ctrl-C ends it. Replaces an older report.
+        metrics_port: serve figures for Prometheus at this port while the job runs, e.g. 9400.
         return_summary: without `output`, return `BatchResult(table, summary)` instead of the table alone.
         **sampling: `max_new_tokens`, `temperature`, `top_p`, `stop`, ...: see `SamplingParams`.
 
@@ -169,7 +175,8 @@ def generate(
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
     )
-    result, summary = run_job(job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts)
+    look = Look(progress=progress, report=report, metrics_port=metrics_port, engine_options=engine_options)
+    result, summary = run_job(job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
 
 
@@ -197,6 +204,8 @@ def embed(
     part_seconds: float = 300.0,
     max_restarts: int = 6,
     progress: bool | None = None,
+    report: str | os.PathLike[str] | None = None,
+    metrics_port: int | None = None,
     return_summary: bool = False,
 ) -> Any:
     """Compute one vector for every row of a table.
@@ -244,7 +253,8 @@ def embed(
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
     )
-    result, summary = run_job(job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts)
+    look = Look(progress=progress, report=report, metrics_port=metrics_port, engine_options=engine_options)
+    result, summary = run_job(job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
 
 

@@ -37,17 +37,26 @@ BuildPrompt = Callable[[dict[str, Any]], Prompt | RowError]
 
 @dataclass
 class Tally:
-    """What a job has finished so far; counts are rows and tokens."""
+    """What a job has finished so far; counts are rows and tokens.
+
+    `cached_tokens` is how many of the prompt tokens the engine had in its prefix cache, None as long as it does not
+    say. It is of this run alone: the output has no column for it, so that nobody knows it of earlier rows.
+    """
 
     rows: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    cached_tokens: int | None = None
 
     def fail(self, error: RowError) -> None:
         """Count one row that ended in an error."""
         self.rows += 1
         self.errors[error.kind.value] += 1
+
+    def cache(self, tokens: int) -> None:
+        """Count prompt tokens that were in the engine's prefix cache."""
+        self.cached_tokens = (self.cached_tokens or 0) + tokens
 
     def add(self, other: Tally) -> None:
         """Count another tally's rows in."""
@@ -55,6 +64,8 @@ class Tally:
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
         self.errors.update(other.errors)
+        if other.cached_tokens is not None:
+            self.cache(other.cached_tokens)
 
 
 class _Undecodable:
@@ -197,6 +208,8 @@ class GenerateChunk(Chunk):
             self._tally.rows += 1
             self._tally.prompt_tokens += result.prompt_tokens or 0
             self._tally.completion_tokens += result.completion_tokens or 0
+            if result.cached_tokens is not None:
+                self._tally.cache(result.cached_tokens)
         self._finish((row,))
 
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from batch_sdk import cli_prompts, show
 from batch_sdk.api import embed, generate
 from batch_sdk.cli_job import add_run, run_file
+from batch_sdk.cli_looking import add_looking, looking
 from batch_sdk.cli_openai import add_openai, run_openai
 from batch_sdk.cli_outputs import add_commands, add_pace, pace, run_resume, run_status
 from batch_sdk.engines import ENGINES
@@ -100,9 +101,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show", type=int, metavar="K", help=f"print K output rows at the end ({_SHOW_ROWS} on a terminal)"
     )
-    parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="progress bar on stderr (on a terminal)"
-    )
+    add_looking(parser)
     parser.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
 
 
@@ -229,7 +228,7 @@ def _output_options(args: argparse.Namespace) -> dict[str, Any]:
         "resume": args.resume,
         **pace(args),
         "limit_rows": args.limit,
-        "progress": args.progress,
+        **looking(args),
     }
 
 

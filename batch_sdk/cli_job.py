@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_sdk.api import embed, generate
+from batch_sdk.cli_looking import add_looking, looking
 from batch_sdk.errors import OptionError, check_names
 from batch_sdk.sampling import SamplingOptions
 from batch_sdk.summary import JobSummary
@@ -30,9 +31,7 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     again.add_argument(
         "--resume", action="store_true", help="go on with an unfinished directory, or begin it"
     )
-    parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="progress bar on stderr (on a terminal)"
-    )
+    add_looking(parser)
     parser.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
 
 
@@ -78,8 +77,8 @@ def run_file(args: argparse.Namespace) -> int:
     """Run the command, print the summary and return the exit code. Raises `BatchError`."""
     command, data, fields = load(args.file)
     args.output = fields["output"]  # for whoever says how to go on
-    given = {"overwrite": args.overwrite or None, "resume": args.resume or None, "progress": args.progress}
-    fields |= {name: value for name, value in given.items() if value is not None}
+    given = {"overwrite": args.overwrite or None, "resume": args.resume or None}
+    fields |= {name: value for name, value in given.items() if value is not None} | looking(args)
     summary: JobSummary = _COMMANDS[command](data, **fields)
     print(summary)
     return 1 if args.fail_on_error and summary.errors else 0

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from batch_sdk.cli_looking import add_looking, looking
 from batch_sdk.outputs import resume, status
 
 _PACE: dict[str, tuple[type, int | float, str]] = {
@@ -48,7 +49,7 @@ def add_commands(
         help="replaces or joins those of the last run; repeatable",
     )
     add_pace(again)
-    again.add_argument("--progress", action=argparse.BooleanOptionalAction, help="progress bar on stderr")
+    add_looking(again)
     again.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
     state = commands.add_parser(
         "status", help="how far a job is", description="Say how far the job in an output directory is."
@@ -62,7 +63,7 @@ def run_resume(args: argparse.Namespace) -> int:
         args.output,
         errors=args.errors,
         engine_options=args.engine_option,
-        progress=args.progress,
+        **looking(args),
         **pace(args),
     )
     print(summary)

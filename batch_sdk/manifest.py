@@ -156,7 +156,7 @@ def describe_job(
     Raises:
         OutputError: an option is no plain data, so that it could not be read back.
     """
-    known = {name: value for name, value in engine_options.items() if not _SECRET.search(name)}
+    known = public(engine_options)
     total = source.num_rows
     if job.limit_rows is not None:
         total = job.limit_rows if total is None else min(total, job.limit_rows)
@@ -168,7 +168,7 @@ def describe_job(
         job=options,
         engine=engine,
         engine_options={name: _plain(value, f"engine option {name}") for name, value in known.items()},
-        versions={name: _version(name) for name in _PACKAGES},
+        versions={name: version(name) for name in _PACKAGES},
         kept=tuple(source.schema.names if job.keep is None else job.keep),
         input=source.fingerprint(),
         input_rows=total,
@@ -176,8 +176,14 @@ def describe_job(
     )
 
 
+def public(engine_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that may be written down: those that do not look like secrets."""
+    return {name: value for name, value in engine_options.items() if not _SECRET.search(name)}
+
+
 @functools.cache
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Return an installed package's version, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -27,6 +27,8 @@ _POLARS_WAY = {
     "rows_per_file": "sink_parquet(...) with a partitioning",
     "limit_rows": "head(n) before or after",
     "progress": "batch_sdk.generate or batch_sdk.embed, which show a progress bar",
+    "report": "batch_sdk.generate or batch_sdk.embed, which write one",
+    "metrics_port": "batch_sdk.generate or batch_sdk.embed, which serve them",
     "return_summary": "batch_sdk.generate or batch_sdk.embed, which return a summary",
 }
 

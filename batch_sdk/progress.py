@@ -1,4 +1,4 @@
-"""A progress bar on stderr: rows, tokens a second, errors."""
+"""A progress bar on stderr: rows and rows/s, time left, tokens/s, what the prefix cache had, errors."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ from typing import Self
 
 from tqdm import tqdm
 
-from batch_sdk.chunks import Tally
+from batch_sdk.figures import Figures
 
 _MIN_INTERVAL_SECONDS = 0.2
 
 
 class Progress:
-    """Shows a `Tally` as it grows.
+    """Shows a run's figures as they grow.
 
     Args:
-        tally: what the job has finished; read, never written. What it holds already is an earlier run's.
+        figures: of the run; read, never written.
         total_rows: rows in all, or None if unknown.
         show: True or False; None shows the bar only where stderr is a terminal.
         label: what stands before the bar.
     """
 
-    def __init__(self, tally: Tally, total_rows: int | None, show: bool | None, label: str) -> None:
-        self._tally = tally
+    def __init__(self, figures: Figures, total_rows: int | None, show: bool | None, label: str) -> None:
+        self._figures = figures
         if show is None:
             show = sys.stderr.isatty()
-        self._earlier_tokens = tally.prompt_tokens + tally.completion_tokens
         self._bar = tqdm(
-            total=total_rows, initial=tally.rows, desc=label, unit="row", file=sys.stderr, disable=not show
+            total=total_rows,
+            initial=figures.tally.rows,
+            desc=label,
+            unit="row",
+            file=sys.stderr,
+            disable=not show,
         )
         self._show = show
         self._started = time.monotonic()
@@ -44,10 +48,15 @@ class Progress:
             self._draw(now)
 
     def _draw(self, now: float) -> None:
-        tally = self._tally
-        tokens = tally.prompt_tokens + tally.completion_tokens - self._earlier_tokens
-        rate = tokens / max(now - self._started, 1e-9)
-        self._bar.set_postfix_str(f"{rate:,.0f} tok/s, {tally.errors.total():,} errors", refresh=False)
+        tally, earlier = self._figures.tally, self._figures.earlier
+        tokens = tally.prompt_tokens + tally.completion_tokens
+        tokens -= earlier.prompt_tokens + earlier.completion_tokens
+        shown = [f"{tokens / max(now - self._started, 1e-9):,.0f} tok/s"]
+        hits = self._figures.cache_hit_rate
+        if hits is not None:
+            shown.append(f"{hits:.0%} cached")
+        shown.append(f"{tally.errors.total():,} errors")
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
         self._bar.update(tally.rows - self._bar.n)
 
     def __enter__(self) -> Self:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from batch_sdk.ahead import ahead
-from batch_sdk.chunks import Tally
 from batch_sdk.duplicates import Duplicates
 from batch_sdk.engines.base import Engine
 from batch_sdk.engines.restarting import RestartingEngine
 from batch_sdk.errors import OptionError
+from batch_sdk.figures import Figures
 from batch_sdk.flow import Flow, MakeChunk, rebatch
 from batch_sdk.job import GenerateJob, Job
+from batch_sdk.look import Look
 from batch_sdk.ordering import PrefixOrder
 from batch_sdk.plan import Plan
 from batch_sdk.progress import Progress
+from batch_sdk.report.facts import total_rows
+from batch_sdk.report.recorder import Recorder
 from batch_sdk.sinks.base import Sink
 from batch_sdk.sources.base import Source
 from batch_sdk.summary import JobSummary
@@ -32,7 +35,7 @@ def run_job(
     sink: Sink,
     engine: Engine,
     *,
-    progress: bool | None,
+    look: Look,
     max_restarts: int = 0,
 ) -> tuple[Any, JobSummary]:
     """Run a job.
@@ -43,7 +46,7 @@ def run_job(
         source: the input.
         sink: the output.
         engine: started, and then left running; or not, and then started here and closed at the end.
-        progress: see `Progress`.
+        look: what is shown, served and reported of the run.
         max_restarts: how often an engine that is started here may die; see `RestartingEngine`.
 
     Returns:
@@ -59,37 +62,26 @@ def run_job(
         # nothing.
         stack.callback(sink.abort)
         sink.prepare(plan.provisional)
-        tally = sink.done()
-        earlier = replace(tally)
-        started = done = time.monotonic()
-        ready = started
+        figures = Figures(sink.done(), engine, sink.where)
         if not sink.complete:
-            if not engine.started:
-                engine = RestartingEngine(engine, max_restarts)
-                stack.callback(engine.close)
+            recorder = look.watch(stack, job, source, sink, engine, figures)
+            fresh = not engine.started
+            if fresh:
+                engine = figures.engine = RestartingEngine(engine, max_restarts)
+            stack.callback(engine.close if fresh else engine.abandon)
+            # Before the engine's end: that is no part of a job's time.
+            stack.callback(figures.stop)
+            if fresh:
                 engine.start()
-            else:
-                stack.callback(engine.abandon)
-            ready = time.monotonic()
-            schema, make_chunk = plan.bind(engine.info, tally)
+            figures.ready = time.monotonic()
+            schema, make_chunk = plan.bind(engine.info, figures.tally)
             sink.open(schema)
             # After the engine's: rows that are done are kept before the engine's end can take time.
             stack.callback(sink.abort)
-            _stream(job, plan, source, sink, engine, schema, make_chunk, tally, progress)
+            _stream(job, plan, source, sink, engine, schema, make_chunk, figures, look, recorder)
         output = sink.commit()
-        done = time.monotonic()
-    return output, JobSummary(
-        rows=tally.rows,
-        errors={kind: rows for kind, rows in tally.errors.items() if rows},
-        prompt_tokens=tally.prompt_tokens,
-        completion_tokens=tally.completion_tokens,
-        seconds=done - ready,
-        engine_start_seconds=ready - started,
-        output=output if isinstance(output, str) else None,
-        earlier_rows=earlier.rows,
-        earlier_tokens=earlier.prompt_tokens + earlier.completion_tokens,
-        engine_restarts=engine.restarts if isinstance(engine, RestartingEngine) else 0,
-    )
+        figures.stop()
+    return output, figures.summary()
 
 
 def _stream(
@@ -100,30 +92,45 @@ def _stream(
     engine: Engine,
     schema: pa.Schema,
     make_chunk: MakeChunk,
-    tally: Tally,
-    progress: bool | None,
+    figures: Figures,
+    look: Look,
+    recorder: Recorder | None,
 ) -> None:
-    total = source.num_rows
-    if job.limit_rows is not None:
-        total = job.limit_rows if total is None else min(total, job.limit_rows)
     with ExitStack() as stack:
         read = _generator(source, plan, job, sink)
         if source.paths or source.urls:  # of other sources nobody knows which thread they are bound to
             read = ahead(read)
         stack.enter_context(closing(read))
-        bar = stack.enter_context(Progress(tally, total, progress, plan.task))
+        total = total_rows(job, source)
+        bar = stack.enter_context(Progress(figures, total, look.progress, plan.task))
+        watchers = [bar.update]
+        if recorder is not None:
+            recorder.begin()
+            watchers.append(recorder.tick)
         flow = Flow(
             rebatch(read, job.batch_rows),
-            make_chunk,
+            figures.watched(make_chunk),
             engine,
             window_rows=job.window_rows,
             batch_rows=job.batch_rows,
-            on_progress=bar.update,
+            on_progress=_all(watchers),
             start=sink.position,
             **ways(job),
         )
         for chunk in flow.run():
-            sink.write(chunk.to_batch(schema))
+            figures.close_chunk()
+            batch = chunk.to_batch(schema)
+            sink.write(batch)
+            if recorder is not None:
+                recorder.add(chunk.position, batch)
+
+
+def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    def call() -> None:
+        for one in calls:
+            one()
+
+    return calls[0] if len(calls) == 1 else call
 
 
 def ways(job: Job) -> dict[str, Any]:

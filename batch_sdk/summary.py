@@ -21,6 +21,9 @@ class JobSummary:
         earlier_rows: of `rows`, those that an earlier run had done. Rates leave them out.
         earlier_tokens: of all tokens, those of `earlier_rows`.
         engine_restarts: how often the engine died and was started again.
+        cached_tokens: of this run's prompt tokens, those that were in the engine's prefix cache; None if it does
+            not say.
+        cache_hit_rate: their share, 0 to 1; None if the engine does not say.
     """
 
     rows: int
@@ -33,6 +36,8 @@ class JobSummary:
     earlier_rows: int = 0
     earlier_tokens: int = 0
     engine_restarts: int = 0
+    cached_tokens: int | None = None
+    cache_hit_rate: float | None = None
 
     @property
     def error_rows(self) -> int:
@@ -64,6 +69,11 @@ class JobSummary:
             f"time      {self.seconds:.1f} s, and {self.engine_start_seconds:.1f} s to start the engine{restarts}",
             f"output    {self.output or 'in memory'}",
         ]
+        if self.cache_hit_rate is not None:
+            run = " of this run" if self.earlier_rows else ""
+            lines.insert(
+                3, f"cached    {self.cached_tokens:,} of the prompt tokens{run} ({self.cache_hit_rate:.1%})"
+            )
         return "\n".join(lines)
 
 

@@ -51,8 +51,9 @@ class GenerateResult(NamedTuple):
 
     With `n` over 1, `text`, `finish_reason`, `logprobs` and `token_ids` are lists of n, and
     `completion_tokens` is the sum. `logprobs` and `token_ids` are the chosen tokens', where they were asked
-    for. `prompt_truncated` is the number of prompt tokens that were cut; `prompt_tokens` counts the rest. A
-    chunk replaces `text` by its typed value.
+    for. `prompt_truncated` is the number of prompt tokens that were cut; `prompt_tokens` counts the rest.
+    `cached_tokens` is how many of those were in the engine's prefix cache, None where it does not say. A chunk
+    replaces `text` by its typed value.
     """
 
     position: int
@@ -64,6 +65,7 @@ class GenerateResult(NamedTuple):
     logprobs: list[Any] | None = None
     token_ids: list[Any] | None = None
     prompt_truncated: int | None = None
+    cached_tokens: int | None = None
 
 
 class EmbedRequest(NamedTuple):

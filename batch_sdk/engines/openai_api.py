@@ -151,9 +151,11 @@ def generated(position: int, answer: dict[str, Any], samples: int = 1) -> Genera
     texts, reasons = [text for text, _ in choices], [reason for _, reason in choices]
     usage = answer.get("usage") or {}
     counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     if samples == 1:
-        return GenerateResult(position, texts[0], *counts, reasons[0])
-    return GenerateResult(position, texts[:samples], *counts, [str(reason) for reason in reasons[:samples]])
+        return GenerateResult(position, texts[0], *counts, reasons[0], cached_tokens=cached)
+    listed = [str(reason) for reason in reasons[:samples]]
+    return GenerateResult(position, texts[:samples], *counts, listed, cached_tokens=cached)
 
 
 def _choice(choice: dict[str, Any]) -> tuple[str, str | None]:

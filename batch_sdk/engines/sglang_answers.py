@@ -22,6 +22,7 @@ def generated(position: int, answer: dict[str, Any] | list[dict[str, Any]], logp
     for sample in samples:
         if sample.error is not None:
             return sample
+    # No cached_tokens: SGLang runs the prompt once by itself before the samples, which then all find it.
     return GenerateResult(
         position,
         [sample.text for sample in samples],
@@ -50,4 +51,5 @@ def _sample(position: int, answer: dict[str, Any], logprobs: bool) -> GenerateRe
         None,
         [token[0] for token in tokens] if logprobs else None,
         [token[1] for token in tokens] if logprobs else None,
+        cached_tokens=meta.get("cached_tokens"),
     )

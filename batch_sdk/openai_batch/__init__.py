@@ -18,6 +18,7 @@ from batch_sdk.engines import Engine
 from batch_sdk.engines.base import Task
 from batch_sdk.errors import OptionError, SourceError
 from batch_sdk.job import Job
+from batch_sdk.look import Look
 from batch_sdk.openai_batch.chunk import INPUT, BatchFilePlan
 from batch_sdk.openai_batch.requests import TASKS, Call, parse
 from batch_sdk.runner import run_job
@@ -102,7 +103,7 @@ def run_openai_batch(
     sink = open_lines_sink(output, source, overwrite=overwrite)
     plan = BatchFilePlan(job, _first_task(source), default_max_tokens)
     runner = _engine(model, engine, engine_options, plan.task)
-    _, summary = run_job(job, plan, source, sink, runner, progress=progress)
+    _, summary = run_job(job, plan, source, sink, runner, look=Look(progress=progress))
     return summary
 
 

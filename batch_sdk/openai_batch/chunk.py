@@ -137,6 +137,8 @@ class BatchFileChunk(Chunk):
         else:
             self._output[row] = self._answers.generated(number, call, result)
             self._count(result.prompt_tokens or 0, result.completion_tokens or 0)
+            if result.cached_tokens is not None:
+                self._tally.cache(result.cached_tokens)
         self._finish((row,))
 
     def _count(self, prompt_tokens: int, completion_tokens: int) -> None:

@@ -59,6 +59,11 @@ class Sink(ABC):
         left = None if limit_rows is None else limit_rows - self.position
         return limit(source.batches_from(columns, max_rows, self.position), left)
 
+    def input_row(self, row: int) -> int:
+        """Return where in the input the row is that comes from `missing` with this number, counted from
+        `position`."""
+        return row
+
     @abstractmethod
     def open(self, schema: pa.Schema) -> None:
         """Begin, with the final schema."""

@@ -28,6 +28,7 @@ class FileSink(Sink):
     """
 
     def __init__(self, place: Place, encoder: Encoder, codec: str | None = None) -> None:
+        self.where = place.name
         self._place = place
         self._encoder = encoder
         self._codec = codec

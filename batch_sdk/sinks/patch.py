@@ -48,6 +48,7 @@ class PatchSink(Sink):
         self._folder = Folder(self.target)
         self._manifest: Manifest | None = None
         self._broken: list[_Broken] = []
+        self._rows = np.zeros(0, np.int64)
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
 
@@ -75,6 +76,9 @@ class PatchSink(Sink):
                     self._broken.append(_Broken(fresh, rows))
         self._manifest = then
         self.complete = not self._broken
+        self._rows = np.concatenate(
+            [self._rows, *(broken.part.start + broken.rows for broken in self._broken)]
+        )
 
     def _read(self, part: Part, error_column: str) -> tuple[Part, np.ndarray]:
         prefix = error_column.removesuffix("error")
@@ -100,7 +104,7 @@ class PatchSink(Sink):
         self, source: Source, columns: Sequence[str], max_rows: int, limit_rows: int | None
     ) -> Iterator[pa.RecordBatch]:
         """Yield the input rows whose output is an error, in one pass over the input between them."""
-        rows = iter([broken.part.start + int(row) for broken in self._broken for row in broken.rows])
+        rows = map(int, self._rows)
         wanted = next(rows)
         position = self._broken[0].part.start
         for batch in source.batches_from(columns, max_rows, position):
@@ -113,6 +117,10 @@ class PatchSink(Sink):
                     return
                 wanted = following
             position = end
+
+    def input_row(self, row: int) -> int:
+        """Return where in the input the error row of this number is."""
+        return int(self._rows[row])
 
     def open(self, schema: pa.Schema) -> None:
         """Check that the new results have the types of the old ones."""

@@ -114,6 +114,13 @@ class TestGenerate:
         out = generate(pa.table({"text": ["short"]}), generator, max_new_tokens=limit + 100)
         assert kinds(out) == ["too_long"]
 
+    def test_what_the_prefix_cache_had_is_counted(self, generator):
+        texts = [f"# {i} of the cache's own\n" + PROMPTS[i] for i in range(8)]
+        options = {"chat": False, "return_summary": True, "window_rows": 1}
+        cold, warm = (generate(pa.table({"text": texts}), generator, **options).summary for _ in range(2))
+        assert cold.cached_tokens < warm.cached_tokens < warm.prompt_tokens
+        assert warm.cache_hit_rate > 0.5
+
     def test_chat_template_and_system_message(self, generator, monkeypatch):
         assert generator.info.has_chat_template
         # The tiny model's own template leaves the system message out.
