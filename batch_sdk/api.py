@@ -11,11 +11,11 @@ from typing import Any, Literal, Unpack
 from batch_sdk.engines import Engine, create_engine, engine_name
 from batch_sdk.engines.base import Task
 from batch_sdk.errors import OptionError, check_names
+from batch_sdk.executors import execute
 from batch_sdk.job import ChatMode, EmbedJob, GenerateJob, Job
 from batch_sdk.manifest import Manifest, describe_job
 from batch_sdk.messages import Messages
 from batch_sdk.plan import EmbedPlan, GeneratePlan
-from batch_sdk.runner import run_job
 from batch_sdk.sampling import SamplingOptions, SamplingParams
 from batch_sdk.sinks import Resume, open_sink
 from batch_sdk.sources import Source, open_source
@@ -35,6 +35,8 @@ def generate(
     output: Output = None,
     engine: str = "sglang",
     engine_options: dict[str, Any] | None = None,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] | None = None,
     system: str | None = None,
     chat: ChatMode = "auto",
     response_format: Any = None,
@@ -84,6 +86,8 @@ def generate(
         engine: "sglang", "http" or "dummy".
         engine_options: the engine's own options; for "sglang" any argument of `sglang.Engine`, for "http" those
             of `HttpOptions`.
+        executor: "local", or "ray" for engines all over a Ray cluster; the output is a directory then.
+        executor_options: of "ray": `replicas`, `address`, `gpus_per_replica`, ...: see `RayOptions`.
         system: template of a system message.
         chat: True sends prompts through the model's chat template, False as they are, "auto" does what the
             model has.
@@ -169,7 +173,10 @@ def generate(
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
     )
-    result, summary = run_job(job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts)
+    where = executor, executor_options
+    result, summary = execute(
+        *where, job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts
+    )
     return _answer(output, result, summary, return_summary)
 
 
@@ -181,6 +188,8 @@ def embed(
     output: Output = None,
     engine: str = "sglang",
     engine_options: dict[str, Any] | None = None,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] | None = None,
     normalize: bool = False,
     truncate: bool = False,
     keep: Sequence[str] | None = None,
@@ -244,7 +253,10 @@ def embed(
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
     )
-    result, summary = run_job(job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts)
+    where = executor, executor_options
+    result, summary = execute(
+        *where, job, plan, source, sink, runner, progress=progress, max_restarts=max_restarts
+    )
     return _answer(output, result, summary, return_summary)
 
 

@@ -75,7 +75,7 @@ def run_job(
             sink.open(schema)
             # After the engine's: rows that are done are kept before the engine's end can take time.
             stack.callback(sink.abort)
-            _stream(job, plan, source, sink, engine, schema, make_chunk, tally, progress)
+            stream(job, plan, source, sink, engine, schema, make_chunk, tally, progress)
         output = sink.commit()
         done = time.monotonic()
     return output, JobSummary(
@@ -92,7 +92,7 @@ def run_job(
     )
 
 
-def _stream(
+def stream(
     job: Job,
     plan: Plan,
     source: Source,
@@ -103,6 +103,15 @@ def _stream(
     tally: Tally,
     progress: bool | None,
 ) -> None:
+    """Send the rows that the sink lacks through a started engine, and write what comes back.
+
+    Args:
+        schema: the output's; with `make_chunk` from `plan.bind`.
+        make_chunk: see `schema`.
+        tally: counts what is done.
+
+    All others are those of `run_job`.
+    """
     total = source.num_rows
     if job.limit_rows is not None:
         total = job.limit_rows if total is None else min(total, job.limit_rows)

@@ -1,0 +1,132 @@
+"""A Ray cluster for the time of one job: joined or started, asked for room, and left as it was."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from batch_sdk.errors import EngineError, OptionError
+from batch_sdk.executors.options import RayOptions
+
+
+def require() -> Any:
+    """Return the module `ray`, with Ray Data. Raises `OptionError` if it is not installed."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise OptionError(
+            f"executor='ray', and Ray Data cannot be imported: {error}",
+            remedy="pip install 'arctic-sglang[ray]'",
+        ) from error
+    return ray
+
+
+@contextmanager
+def joined(options: RayOptions) -> Iterator[None]:
+    """Be a driver of the cluster, and no longer than the body if this process was none before.
+
+    Raises:
+        OptionError: an address for a process that is joined to a cluster already.
+        EngineError: there is no cluster at the address, or none could be started.
+    """
+    ray = require()
+    if ray.is_initialized():
+        if options.address is not None:
+            raise OptionError(
+                f"address={options.address!r}, and this process is joined to a cluster by ray.init(...)",
+                "one of them",
+            )
+        with _quiet():
+            yield
+        return
+    with _quiet(), _signals_kept():
+        try:
+            ray.init(
+                address=options.address,
+                include_dashboard=False if options.address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            what = f"no Ray cluster at {options.address!r}" if options.address else "Ray did not start"
+            raise EngineError(f"{what}: {_line(error)}", remedy="see `ray status`") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def room(options: RayOptions) -> Iterator[Any]:
+    """Hold the resources of all replicas; yields how Ray is told to place a worker there.
+
+    Whatever still runs there at the end is killed.
+
+    Raises:
+        EngineError: the cluster does not have them in time.
+    """
+    ray = require()
+    from ray.util import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([options.resources] * options.replicas, strategy="PACK")
+    try:
+        if not group.wait(options.wait_seconds):
+            each = " and ".join(f"{amount:g} {name}" for name, amount in options.resources.items())
+            raise EngineError(
+                f"the Ray cluster has no room for {options.replicas} replicas of {each} each: it has "
+                f"{_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free",
+                f"room within {options.wait_seconds:g} s",
+                "ask for fewer replicas, or wait longer (wait_seconds)",
+            )
+        yield PlacementGroupSchedulingStrategy(group)
+    finally:
+        with suppress(ray.exceptions.RayError):  # a cluster that is gone holds nothing
+            remove_placement_group(group)
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return " and ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _is_console(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Data's log from stderr: what matters comes out as this job's own progress and errors."""
+
+    def never(record: logging.LogRecord) -> bool:
+        return False
+
+    handlers = [handler for handler in logging.getLogger("ray.data").handlers if _is_console(handler)]
+    for handler in handlers:
+        handler.addFilter(never)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(never)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put back who listens to SIGTERM: Ray takes it, and does not give it back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
