@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from batch_sdk.errors import EngineError, OptionError
@@ -61,33 +61,29 @@ def joined(options: RayOptions) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextmanager
-def room(options: RayOptions) -> Iterator[Any]:
-    """Hold the resources of all replicas; yields how Ray is told to place a worker there.
-
-    Whatever still runs there at the end is killed.
+def check_room(options: RayOptions) -> None:
+    """Wait until the cluster has room for all replicas at once; one that can grow is asked to.
 
     Raises:
-        EngineError: the cluster does not have them in time.
+        EngineError: it has none in time.
     """
     ray = require()
     from ray.util import placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = placement_group([options.resources] * options.replicas, strategy="PACK")
+    # Reserved and given back: Ray Data places its workers itself, and would wait for ever.
+    group = placement_group([options.resources] * options.replicas)
     try:
-        if not group.wait(options.wait_seconds):
-            each = " and ".join(f"{amount:g} {name}" for name, amount in options.resources.items())
-            raise EngineError(
-                f"the Ray cluster has no room for {options.replicas} replicas of {each} each: it has "
-                f"{_amounts(ray.cluster_resources())}, of which {_amounts(ray.available_resources())} are free",
-                f"room within {options.wait_seconds:g} s",
-                "ask for fewer replicas, or wait longer (wait_seconds)",
-            )
-        yield PlacementGroupSchedulingStrategy(group)
+        if group.wait(options.wait_seconds):
+            return
+        each = " and ".join(f"{amount:g} {name}" for name, amount in options.resources.items())
+        raise EngineError(
+            f"the Ray cluster has no room for {options.replicas} replicas of {each} each: it has "
+            f"{_amounts(ray.cluster_resources())}, free are {_amounts(ray.available_resources())}",
+            f"room within {options.wait_seconds:g} s (wait_seconds)",
+            "ask for fewer replicas or resources",
+        )
     finally:
-        with suppress(ray.exceptions.RayError):  # a cluster that is gone holds nothing
-            remove_placement_group(group)
+        remove_placement_group(group)
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from batch_sdk.chunks import Tally
 from batch_sdk.engines import engine_name
 from batch_sdk.engines.base import Engine
 from batch_sdk.errors import BatchError, EngineError, OptionError, OutputError, SourceError
-from batch_sdk.executors.cluster import joined, require, room
+from batch_sdk.executors.cluster import check_room, joined, require
 from batch_sdk.executors.options import RayOptions
 from batch_sdk.executors.worker import HELLO, Answer, Work, Worker, answer_of, as_row
 from batch_sdk.job import Job
@@ -164,13 +164,13 @@ def _answers(work: Work, source: Source, units: list[Unit], options: RayOptions)
     with ExitStack() as stack:
         stack.enter_context(joined(options))
         _check_gpus(work, options, ray.cluster_resources().get("GPU", 0))
-        strategy = stack.enter_context(room(options))
+        check_room(options)
         try:
             job = ray.put((work, source))
         except Exception as error:  # pickle's boundary: any object may refuse in its own way
             raise OptionError(f"this job cannot be sent to another process: {error}") from error
         try:
-            batches = iter(_batches(ray, job, units, options, strategy))
+            batches = iter(_batches(ray, job, units, options))
             stack.callback(getattr(batches, "close", lambda: None))
             for batch in batches:
                 yield from map(answer_of, batch.to_pylist())
@@ -195,7 +195,7 @@ def _check_gpus(work: Work, options: RayOptions, gpus: float) -> None:
         )
 
 
-def _batches(ray: Any, job: Any, units: list[Unit], options: RayOptions, strategy: Any) -> Any:
+def _batches(ray: Any, job: Any, units: list[Unit], options: RayOptions) -> Any:
     """Return the answers as Arrow tables, each as soon as it is there."""
 
     class RayWorker(Worker):
@@ -218,7 +218,6 @@ def _batches(ray: Any, job: Any, units: list[Unit], options: RayOptions, strateg
         ),
         num_cpus=options.cpus_per_replica,
         num_gpus=options.gpus_per_replica or None,
-        ray_remote_args_fn=lambda: {"scheduling_strategy": strategy},
     )
     found.context.enable_progress_bars = False
     found.context.print_on_execution_start = False

@@ -34,7 +34,6 @@ from batch_sdk.sinks.parts import count
 from batch_sdk.sources.base import Source
 from batch_sdk.units import Unit
 
-
 _LOGS = "see Ray's logs of its workers for the cause"
 
 
