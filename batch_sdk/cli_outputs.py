@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from batch_sdk.cli_executor import add_executor, executor
 from batch_sdk.outputs import resume, status
 
 _PACE: dict[str, tuple[type, int | float, str]] = {
@@ -48,6 +49,7 @@ def add_commands(
         help="replaces or joins those of the last run; repeatable",
     )
     add_pace(again)
+    add_executor(again)
     again.add_argument("--progress", action=argparse.BooleanOptionalAction, help="progress bar on stderr")
     again.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
     state = commands.add_parser(
@@ -64,6 +66,7 @@ def run_resume(args: argparse.Namespace) -> int:
         engine_options=args.engine_option,
         progress=args.progress,
         **pace(args),
+        **executor(args),
     )
     print(summary)
     return 1 if args.fail_on_error and summary.errors else 0

@@ -25,7 +25,10 @@ _PIECES = 16
 _READ_ROWS = 1024
 _FIRST_SHARE = 4  # the first run has one row in so many
 _BOUND = 1.96  # standard errors to either side: 95 of 100 samples
-_PLACES = ("output", "overwrite", "resume", "rows_per_file", "part_seconds", "limit_rows", "return_summary")
+_PLACES = (
+    *("output", "overwrite", "resume", "rows_per_file", "part_seconds", "limit_rows", "return_summary"),
+    *("executor", "executor_options"),
+)
 
 
 @dataclass(frozen=True, slots=True)
