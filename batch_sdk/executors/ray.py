@@ -176,11 +176,6 @@ def _answers(work: Work, source: Source, units: list[Unit], options: RayOptions)
                 yield from map(answer_of, batch.to_pylist())
         except BatchError:
             raise
-        except ray.exceptions.RayActorError as error:
-            raise EngineError(
-                "a worker died as it started, without a word",
-                remedy="see Ray's logs of its workers for the cause",
-            ) from error
         except Exception as error:  # the boundary to Ray Data, whose errors share no base class
             said = next(iter(str(error).strip().splitlines()), "")
             raise EngineError(f"Ray could not go on: {type(error).__name__}: {said}") from error

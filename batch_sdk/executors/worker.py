@@ -173,7 +173,8 @@ def _told(error: Exception) -> BatchError:
     if isinstance(error, BatchError):
         return error
     traceback.print_exception(error)  # for the worker's own log
-    return EngineError(f"a worker failed: {type(error).__name__}: {error}", remedy=_LOGS)
+    said = " ".join(str(error).split())
+    return EngineError(f"a worker failed: {type(error).__name__}: {said}", remedy=_LOGS)
 
 
 def _check_versions(wanted: Mapping[str, str]) -> None:
