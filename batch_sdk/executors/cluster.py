@@ -44,14 +44,15 @@ def joined(options: RayOptions) -> Iterator[None]:
         with _quiet():
             yield
         return
-    with _quiet(), _signals_kept():
+    with _quiet():
         try:
-            ray.init(
-                address=options.address,
-                include_dashboard=False if options.address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _signals_kept():
+                ray.init(
+                    address=options.address,
+                    include_dashboard=False if options.address is None else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             what = f"no Ray cluster at {options.address!r}" if options.address else "Ray did not start"
             raise EngineError(f"{what}: {_line(error)}", remedy="see `ray status`") from error

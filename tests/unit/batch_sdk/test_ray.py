@@ -194,9 +194,8 @@ def test_a_local_run_fills_the_gaps_that_workers_left(files, tmp_path, gaps, die
     assert (batch_sdk.status(out).state, batch_sdk.status(out).rows) == ("stopped", kept)
     if died:
         with pytest.raises(EngineError):
-            # 11 answers do not fill the second part.
             run(
-                "generate", files, out, resume=True, engine_options={"die_after_requests": 11}, max_restarts=0
+                "generate", files, out, resume=True, engine_options={"die_after_requests": 7}, max_restarts=0
             )
     # Another size of parts and old ones at once: what belongs into a gap stays as it was cut.
     summary = run("generate", files, out, resume=True, rows_per_file=5, part_seconds=1e-9, batch_rows=3)
@@ -299,7 +298,7 @@ def started() -> DummyEngine:
         ({"output": None}, OutputError, "executor='ray' with a table in memory as the output"),
         ({"data": table(3).to_reader()}, SourceError, "a stream or a lazy query"),
         ({"data": pl.DataFrame(table(3)).lazy()}, SourceError, "a stream or a lazy query"),
-        ({"engine": "dummy", "model": started()}, OptionError, "a started engine"),
+        ({"model": started(), "engine_options": None}, OptionError, "a started engine"),
         ({"executor": "rey"}, OptionError, r"unknown executor 'rey' \(did you mean 'ray'\?\)"),
         ({"executor": "local"}, OptionError, "executor_options with executor='local'"),
         ({"executor_options": {"replica": 2}}, OptionError, r"did you mean 'replicas'\?"),
