@@ -194,9 +194,7 @@ def test_a_local_run_fills_the_gaps_that_workers_left(files, tmp_path, gaps, die
     assert (batch_sdk.status(out).state, batch_sdk.status(out).rows) == ("stopped", kept)
     if died:
         with pytest.raises(EngineError):
-            run(
-                "generate", files, out, resume=True, engine_options={"die_after_requests": 7}, max_restarts=0
-            )
+            run("generate", files, out, resume=True, engine_options={"die_after_requests": 7}, max_restarts=0)
     # Another size of parts and old ones at once: what belongs into a gap stays as it was cut.
     summary = run("generate", files, out, resume=True, rows_per_file=5, part_seconds=1e-9, batch_rows=3)
     assert read(out).equals(read(whole))
