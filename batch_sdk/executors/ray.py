@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -35,6 +36,7 @@ from batch_sdk.units import Unit
 # Parts that a replica gets at least, where there are rows enough: the last one to finish is not far behind.
 _PARTS_PER_REPLICA = 4
 _COUNTED_ROWS = 65_536
+_RAISED = re.compile(r"[\w.]*(Error|Exception): ")
 
 
 def run_on_ray(
@@ -177,8 +179,16 @@ def _answers(work: Work, source: Source, units: list[Unit], options: RayOptions)
         except BatchError:
             raise
         except Exception as error:  # the boundary to Ray Data, whose errors share no base class
-            said = next(iter(str(error).strip().splitlines()), "")
-            raise EngineError(f"Ray could not go on: {type(error).__name__}: {said}") from error
+            raise EngineError(
+                f"Ray could not go on: {_cause(error)}",
+                remedy="see Ray's logs of its workers; all machines need the same packages",
+            ) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return the line that matters of a text that holds the tracebacks of several processes."""
+    lines = str(error).splitlines()
+    return next((line.strip() for line in reversed(lines) if _RAISED.match(line)), f"{type(error).__name__}")
 
 
 def _check_gpus(work: Work, options: RayOptions, gpus: float) -> None:

@@ -173,7 +173,7 @@ def _told(error: Exception) -> BatchError:
     if isinstance(error, BatchError):
         return error
     traceback.print_exception(error)  # for the worker's own log
-    said = " ".join(str(error).split())
+    said = next(iter(str(error).splitlines()), "")  # Ray's own have a traceback below it
     return EngineError(f"a worker failed: {type(error).__name__}: {said}", remedy=_LOGS)
 
 

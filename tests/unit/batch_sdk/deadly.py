@@ -19,11 +19,6 @@ class RaisesAnything(DummyEngine):
         raise ValueError("first line\nsecond line")
 
 
-class KilledAtItsStart(DummyEngine):
-    def start(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 class KilledAtWork(DummyEngine):
     """By any request that contains "text 30 "."""
 
@@ -31,3 +26,14 @@ class KilledAtWork(DummyEngine):
         if "text 30 " in str(requests):
             os.kill(os.getpid(), signal.SIGKILL)
         super().submit(requests)
+
+
+class NotThere(DummyEngine):
+    """Cannot be made in another process."""
+
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise ModuleNotFoundError("No module named 'NotThere'")

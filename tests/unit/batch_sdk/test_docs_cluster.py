@@ -70,14 +70,11 @@ def test_every_option_is_named_with_its_default():
     assert rows.keys() == {field.name for field in fields(RayOptions)}
     for field in fields(RayOptions):
         assert rows[field.name] == ("none" if field.default is None else f"{field.default:g}"), field.name
-    flags = re.findall(r"^\| `\w+` \| `(--[\w-]+)`", PAGE, re.MULTILINE)
-    with pytest.raises(SystemExit):
-        cli.main(["resume", "--help"])
-    assert len(flags) == len(rows)
 
 
 def test_every_flag_is_in_the_help(capsys):
     flags = re.findall(r"^\| `\w+` \| `(--[\w-]+)`", PAGE, re.MULTILINE)
+    assert len(flags) == len(fields(RayOptions))
     for name in ("generate", "embed", "resume"):
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])

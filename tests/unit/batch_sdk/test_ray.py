@@ -128,15 +128,17 @@ def test_one_row_of_a_frame_and_a_limit_from_a_job_file(cluster, tmp_path, monke
     assert read(tmp_path / "out").column("id").to_pylist() == list(range(33))
 
 
-def test_a_killed_worker_costs_its_part_and_no_row(cluster, files, tmp_path):
+def test_killed_workers_cost_their_parts_and_no_row(cluster, files, tmp_path):
     out, killed = tmp_path / "out", []
 
-    def kill_one() -> None:
+    def kill_all() -> None:
         wait_until(lambda: rows_there(out))
-        killed.append(workers()[0])
-        killed[0].kill()
+        killed.extend(workers())
+        for worker in killed:
+            worker.kill()
 
-    killer = threading.Thread(target=kill_one)
+    wait_until(lambda: not workers())
+    killer = threading.Thread(target=kill_all)
     killer.start()
     slow = {"fail_on": "poison", "delay_seconds": 0.1}
     summary = run("generate", files, out, engine_options=slow, **ON_RAY)
@@ -144,7 +146,8 @@ def test_a_killed_worker_costs_its_part_and_no_row(cluster, files, tmp_path):
     run("generate", files, tmp_path / "local")
     assert read(out).equals(read(tmp_path / "local"))
     check_only_parts(out)
-    assert (len(killed), summary.rows, summary.engine_restarts) == (1, ROWS, 1)
+    assert (len(killed), summary.rows) == (2, ROWS)
+    assert summary.engine_restarts in (1, 2)  # one may come back when all is done
     wait_until(lambda: not workers())
 
 
@@ -152,9 +155,11 @@ def test_a_killed_worker_costs_its_part_and_no_row(cluster, files, tmp_path):
     ("name", "says"),
     [
         ("NeverStarts", r"^no weights in 'm'; wanted a model; look there$"),
-        ("RaisesAnything", r"^a worker failed: ValueError: first line second line; see Ray's logs"),
-        ("KilledAtItsStart", r"^a worker has died 2 times; wanted 1 times at most"),
-        ("KilledAtWork", r"^a worker has died 2 times; wanted 1 times at most"),
+        (
+            "NotThere",
+            r"^a worker failed: RaySystemError: System error: No module named 'NotThere'; see Ray's logs",
+        ),
+        ("KilledAtWork", r"^a worker has died 1 times; wanted 0 times at most"),
     ],
 )
 def test_workers_that_cannot_work_end_the_job_with_their_cause(
@@ -163,7 +168,7 @@ def test_workers_that_cannot_work_end_the_job_with_their_cause(
     monkeypatch.setitem(engines.ENGINES, "dummy", f"tests.unit.batch_sdk.deadly:{name}")
     out = tmp_path / "out"
     with pytest.raises(EngineError, match=says) as raised:
-        run("generate", files, out, max_restarts=1, **ON_RAY)
+        run("generate", files, out, max_restarts=0, **ON_RAY)
     assert "\n" not in str(raised.value)
     wait_until(lambda: not workers())
     monkeypatch.undo()
