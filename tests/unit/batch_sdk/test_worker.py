@@ -51,7 +51,7 @@ def test_a_part_has_its_rows_and_figures_and_is_nobodys_yet(tmp_path):
     made = worker(work(tmp_path))
     hello, first, again = ask(made), ask(made, UNIT), ask(made, UNIT)
     assert (hello.part, hello.file, hello.error) == (None, None, None)
-    assert first.part == again.part == Part(UNIT.name, 2, 5, 12, 32, {"null_input": 1})
+    assert first.part == again.part == Part(UNIT.name, 2, 5, 16, 32, {"null_input": 1})
     assert first.file != again.file
     for answer in (first, again):
         assert answer.file.parent == tmp_path
