@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 
 from batch_sdk.errors import EngineError, OptionError
 from batch_sdk.executors.options import RayOptions
+
+_CONNECT_SECONDS = 10
 
 
 def require() -> Any:
@@ -44,6 +47,7 @@ def joined(options: RayOptions) -> Iterator[None]:
         with _quiet():
             yield
         return
+    _check_address(options.address)
     with _quiet():
         try:
             with _signals_kept():
@@ -60,6 +64,19 @@ def joined(options: RayOptions) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Raise `EngineError` if nobody listens there: Ray itself would try for minutes."""
+    host, sign, port = (address or "").rpartition(":")
+    if not sign:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise EngineError(
+            f"no Ray cluster at {address!r}: {error}", "host:port of its head, whose port is 6379 mostly"
+        ) from error
 
 
 def check_room(options: RayOptions) -> None:

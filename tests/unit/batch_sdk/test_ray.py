@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +23,7 @@ import batch_sdk
 from batch_sdk import cli, engines
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OptionError, OutputError, SourceError
+from batch_sdk.executors.cluster import _check_address
 
 ROWS = 103
 SMALL = {"engine": "dummy", "model": "m", "window_rows": 8, "batch_rows": 4, "rows_per_file": 9}
@@ -68,10 +70,12 @@ def check_only_parts(out: Path) -> None:
 
 
 def workers() -> list[psutil.Process]:
+    """Those of this test run's cluster, whose nodes are children of this process, and no others."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "ray::MapWorker" in " ".join(process.info["cmdline"] or []):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "ray::MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 
@@ -320,6 +324,12 @@ def test_what_cannot_run_on_a_cluster_is_refused_in_one_line(files, tmp_path, mo
     with pytest.raises(error, match=says):
         run("generate", options.pop("data"), options.pop("output"), **options)
     assert sorted(os.listdir(tmp_path)) == ["in"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:x", "127.0.0.1:99999"])
+def test_an_address_where_nobody_listens_is_an_error_at_once(address):
+    with pytest.raises(EngineError, match=f"no Ray cluster at '{address}'"):
+        _check_address(address)
 
 
 def test_error_rows_are_for_one_machine(files, tmp_path):
