@@ -11,12 +11,12 @@ from typing import Any, Literal, Unpack
 from batch_sdk.engines import Engine, create_engine, engine_name
 from batch_sdk.engines.base import Task
 from batch_sdk.errors import OptionError, check_names
+from batch_sdk.executors import execute
 from batch_sdk.job import ChatMode, EmbedJob, GenerateJob, Job
 from batch_sdk.look import Look
 from batch_sdk.manifest import Manifest, describe_job
 from batch_sdk.messages import Messages
 from batch_sdk.plan import EmbedPlan, GeneratePlan
-from batch_sdk.runner import run_job
 from batch_sdk.sampling import SamplingOptions, SamplingParams
 from batch_sdk.sinks import Resume, open_sink
 from batch_sdk.sources import Source, open_source
@@ -36,6 +36,8 @@ def generate(
     output: Output = None,
     engine: str = "sglang",
     engine_options: dict[str, Any] | None = None,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] | None = None,
     system: str | None = None,
     chat: ChatMode = "auto",
     response_format: Any = None,
@@ -87,6 +89,8 @@ def generate(
         engine: "sglang", "http" or "dummy".
         engine_options: the engine's own options; for "sglang" any argument of `sglang.Engine`, for "http" those
             of `HttpOptions`.
+        executor: "local", or "ray" for engines all over a Ray cluster; the output is a directory then.
+        executor_options: of "ray": `replicas`, `address`, `gpus_per_replica`, ...: see `RayOptions`.
         system: template of a system message.
         chat: True sends prompts through the model's chat template, False as they are, "auto" does what the
             model has.
@@ -176,7 +180,8 @@ def generate(
         part_seconds=part_seconds,
     )
     look = Look(progress=progress, report=report, metrics_port=metrics_port, engine_options=engine_options)
-    result, summary = run_job(job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
+    where = executor, executor_options
+    result, summary = execute(*where, job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
 
 
@@ -188,6 +193,8 @@ def embed(
     output: Output = None,
     engine: str = "sglang",
     engine_options: dict[str, Any] | None = None,
+    executor: str = "local",
+    executor_options: Mapping[str, Any] | None = None,
     normalize: bool = False,
     truncate: bool = False,
     keep: Sequence[str] | None = None,
@@ -254,7 +261,8 @@ def embed(
         part_seconds=part_seconds,
     )
     look = Look(progress=progress, report=report, metrics_port=metrics_port, engine_options=engine_options)
-    result, summary = run_job(job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
+    where = executor, executor_options
+    result, summary = execute(*where, job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
 
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from batch_sdk import cli_prompts, show
 from batch_sdk.api import embed, generate
+from batch_sdk.cli_executor import add_executor, executor
 from batch_sdk.cli_job import add_run, run_file
 from batch_sdk.cli_looking import add_looking, looking
 from batch_sdk.cli_openai import add_openai, run_openai
@@ -97,6 +98,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the same job's unfinished directory, or begin it"
     )
     add_pace(parser)
+    add_executor(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N input rows")
     parser.add_argument(
         "--show", type=int, metavar="K", help=f"print K output rows at the end ({_SHOW_ROWS} on a terminal)"
@@ -227,6 +229,7 @@ def _output_options(args: argparse.Namespace) -> dict[str, Any]:
         "overwrite": args.overwrite,
         "resume": args.resume,
         **pace(args),
+        **executor(args),
         "limit_rows": args.limit,
         **looking(args),
     }

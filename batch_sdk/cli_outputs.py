@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from batch_sdk.cli_executor import add_executor, executor
 from batch_sdk.cli_looking import add_looking, looking
 from batch_sdk.outputs import resume, status
 
@@ -50,6 +51,7 @@ def add_commands(
     )
     add_pace(again)
     add_looking(again)
+    add_executor(again)
     again.add_argument("--fail-on-error", action="store_true", help="exit 1 if any row has an error")
     state = commands.add_parser(
         "status", help="how far a job is", description="Say how far the job in an output directory is."
@@ -65,6 +67,7 @@ def run_resume(args: argparse.Namespace) -> int:
         engine_options=args.engine_option,
         **looking(args),
         **pace(args),
+        **executor(args),
     )
     print(summary)
     return 1 if args.fail_on_error and summary.errors else 0

@@ -27,7 +27,7 @@ _FIRST_SHARE = 4  # the first run has one row in so many
 _BOUND = 1.96  # standard errors to either side: 95 of 100 samples
 _PLACES = (
     "output", "overwrite", "resume", "rows_per_file", "part_seconds", "limit_rows", "report", "metrics_port",
-    "return_summary",
+    "executor", "executor_options", "return_summary",
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ class Figures:
         output: the output's path, or None for a table in memory.
         started: when the engine's start began, in seconds of `time.monotonic`.
         ready: when the engine was ready; None before.
+        restarts_elsewhere: of engines in other processes.
         done: when the output was in place, or what ended the run came; None before.
     """
 
@@ -36,6 +37,7 @@ class Figures:
         self.started = time.monotonic()
         self.ready: float | None = None
         self.done: float | None = None
+        self.restarts_elsewhere = 0
         self._open: deque[Chunk] = deque()
         self._closed_rows = 0
 
@@ -71,8 +73,9 @@ class Figures:
 
     @property
     def restarts(self) -> int:
-        """How often the engine was started again."""
-        return self.engine.restarts if isinstance(self.engine, RestartingEngine) else 0
+        """How often an engine was started again."""
+        here = self.engine.restarts if isinstance(self.engine, RestartingEngine) else 0
+        return here + self.restarts_elsewhere
 
     @property
     def cache_hit_rate(self) -> float | None:

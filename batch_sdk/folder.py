@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +24,10 @@ from batch_sdk.manifest import Manifest
 
 # Readers of Parquet directories skip names that begin with an underscore or a dot.
 MANIFEST = "_manifest.json"
-_OURS = re.compile(r"part-\d{5,}\.parquet|\.part-\d{5,}\.parquet\.tmp|_manifest\.json|\._manifest\.json\.tmp")
+_OURS = re.compile(
+    r"part-\d{5,}\.parquet|\.part-\d{5,}\.parquet\.tmp|_manifest\.json|\._manifest\.json\.tmp|\.work-[0-9a-f]{8}"
+)
+_WORK = ".work-"
 
 
 @contextmanager
@@ -75,6 +80,7 @@ class Folder:
         self.path = path
         self._lock: int | None = None
         self._made = False
+        self._work: Path | None = None
 
     def lock(self) -> None:
         """Make the directory and keep every other process from writing to it until `unlock` or death.
@@ -130,6 +136,25 @@ class Folder:
         names = sorted(entry.name for entry in self.path.iterdir())
         return next((name for name in names if not _OURS.fullmatch(name)), None)
 
+    def untouched(self) -> bool:
+        """Whether there is nothing but what workers of a job that was killed at its start have left."""
+        return all(entry.name.startswith(_WORK) for entry in self.path.iterdir())
+
+    def make_work(self) -> Path:
+        """Make a folder for the workers of this run: nobody else's files ever get there, however late."""
+        self._work = self.path / f"{_WORK}{uuid.uuid4().hex[:8]}"
+        self._work.mkdir()
+        return self._work
+
+    def drop_work(self) -> None:
+        """Remove the workers' folders, this run's and those of runs that were killed; nothing without the lock."""
+        self._work = None
+        if self._lock is None:
+            return
+        for entry in self.path.glob(f"{_WORK}*"):
+            # A worker that nobody waits for may still write to it; the next run removes what is left.
+            shutil.rmtree(entry, ignore_errors=True)
+
     def temporary(self, name: str) -> Path:
         """Return where to write a file before it is published."""
         return self.path / f".{name}.tmp"
@@ -149,7 +174,11 @@ class Folder:
         """Delete what is not recorded: parts of a job that was overwritten, and those a kill cut short."""
         recorded = {MANIFEST, *(part.name for part in manifest.parts)}
         for entry in self.path.iterdir():
-            if entry.name not in recorded and _OURS.fullmatch(entry.name):
+            if entry.name in recorded or entry == self._work or not _OURS.fullmatch(entry.name):
+                continue
+            if entry.name.startswith(_WORK):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
                 entry.unlink()
 
     def check_parts(self, manifest: Manifest) -> None:

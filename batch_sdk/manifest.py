@@ -60,6 +60,10 @@ class Part:
         """Return the record of a part with these figures."""
         return cls(name, start, tally.rows, tally.prompt_tokens, tally.completion_tokens, dict(tally.errors))
 
+    def tally(self) -> Tally:
+        """Return the figures."""
+        return Tally(self.rows, self.prompt_tokens, self.completion_tokens, Counter(self.errors))
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -76,7 +80,7 @@ class Manifest:
         input_rows: rows of the output when it is complete; None where only reading would tell.
         rows_per_file: of the last run.
         output_schema: name and type of every output column; empty until the engine has started.
-        parts: what is committed, in order and without a gap.
+        parts: what is committed, in order. Workers side by side leave gaps for a while: see `units.py`.
         complete: whether all rows are there.
     """
 
@@ -107,14 +111,14 @@ class Manifest:
         """Return the committed rows, tokens and errors."""
         total = Tally()
         for part in self.parts:
-            total.add(Tally(part.rows, part.prompt_tokens, part.completion_tokens, Counter(part.errors)))
+            total.add(part.tally())
         return total
 
     def with_part(self, part: Part) -> Manifest:
         """Return the manifest with this part added, or in place of the one of its name."""
         names = [known.name for known in self.parts]
         if part.name not in names:
-            return replace(self, parts=(*self.parts, part))
+            return replace(self, parts=tuple(sorted((*self.parts, part), key=lambda known: known.start)))
         return replace(self, parts=tuple(part if p.name == part.name else p for p in self.parts))
 
     def to_json(self) -> str:
@@ -168,7 +172,7 @@ def describe_job(
         job=options,
         engine=engine,
         engine_options={name: _plain(value, f"engine option {name}") for name, value in known.items()},
-        versions={name: version(name) for name in _PACKAGES},
+        versions=package_versions(),
         kept=tuple(source.schema.names if job.keep is None else job.keep),
         input=source.fingerprint(),
         input_rows=total,
@@ -179,6 +183,11 @@ def describe_job(
 def public(engine_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that may be written down: those that do not look like secrets."""
     return {name: value for name, value in engine_options.items() if not _SECRET.search(name)}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that shape an output."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 @functools.cache

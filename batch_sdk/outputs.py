@@ -115,7 +115,7 @@ def resume(
         model: a started engine to use instead of one that is started here.
         engine_options: options that replace or join those of the last run, e.g. another `tp_size`.
         **pace: what does not change the output: `window_rows`, `batch_rows`, `block_rows`, `rows_per_file`,
-            `part_seconds`, `max_restarts`, `progress`, `report`, `metrics_port`.
+            `part_seconds`, `max_restarts`, `progress`, `report`, `metrics_port`, `executor`, `executor_options`.
 
     Raises:
         OutputError: no job is there, or its input has changed.

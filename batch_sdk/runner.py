@@ -78,13 +78,13 @@ def run_job(
             sink.open(schema)
             # After the engine's: rows that are done are kept before the engine's end can take time.
             stack.callback(sink.abort)
-            _stream(job, plan, source, sink, engine, schema, make_chunk, figures, look, recorder)
+            stream(job, plan, source, sink, engine, schema, make_chunk, figures, look, recorder)
         output = sink.commit()
         figures.stop()
     return output, figures.summary()
 
 
-def _stream(
+def stream(
     job: Job,
     plan: Plan,
     source: Source,
@@ -96,6 +96,16 @@ def _stream(
     look: Look,
     recorder: Recorder | None,
 ) -> None:
+    """Send the rows that the sink lacks through a started engine, and write what comes back.
+
+    Args:
+        schema: the output's; with `make_chunk` from `plan.bind`.
+        make_chunk: see `schema`.
+        figures: of the run; its tally is the one that `plan.bind` got.
+        recorder: sees the output batches, if anybody wants a report.
+
+    All others are those of `run_job`.
+    """
     with ExitStack() as stack:
         read = _generator(source, plan, job, sink)
         if source.paths or source.urls:  # of other sources nobody knows which thread they are bound to

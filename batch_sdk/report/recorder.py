@@ -156,6 +156,7 @@ class Recorder:
     """Watches the output batches of one run.
 
     Attributes:
+        columns: names of those that it looks at.
         timeline: from the moment on that `begin` is called; None before.
         tokens: histograms by the columns' names, without the prefix.
         examples: of errors.
@@ -171,6 +172,7 @@ class Recorder:
         self._prefix = prefix
         self._row_of = row_of
         self.timeline: Timeline | None = None
+        self.columns = {f"{prefix}{name}" for name in ("prompt_tokens", "completion_tokens", "error")}
         self.tokens = {"prompt_tokens": Histogram(), "completion_tokens": Histogram()}
         self.examples = Examples()
 

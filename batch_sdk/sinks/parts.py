@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,12 @@ import pyarrow.compute as pc
 
 from batch_sdk.chunks import Tally
 from batch_sdk.errors import OutputError
-from batch_sdk.folder import Folder, disk_errors, load_manifest
+from batch_sdk.folder import Folder, disk_errors, load_manifest, sync
 from batch_sdk.manifest import Manifest, Part, describe_schema, differences
 from batch_sdk.sinks.base import Sink
 from batch_sdk.sinks.parquet import RowGroupWriter, check_parent, check_types
+from batch_sdk.sources.base import Source
+from batch_sdk.units import Unit, after, holes, missing_units, part_name, without
 
 _DIFFERENCES_SHOWN = 3
 
@@ -99,6 +101,7 @@ class PartsSink(Sink):
         self._part = Tally()
         self._last_commit = 0.0
         self._torn = False
+        self._holes: list[Unit] = []
 
     def prepare(self, schema: pa.Schema) -> None:
         """Check the directory and its manifest, and lock it. Deletes and writes nothing yet."""
@@ -114,13 +117,14 @@ class PartsSink(Sink):
             self._folder.check_parts(then)
             now = replace(now, parts=then.parts, complete=then.complete, output_schema=then.output_schema)
         self._manifest = now
-        self.position = now.rows
+        self._holes = holes(now.parts)
+        self.position = self._next().start
         # A kill can come after the last part and before the mark.
         self.complete = now.complete or (now.parts != () and now.rows == now.input_rows)
 
     def _existing(self) -> Manifest | None:
         """Return the manifest to go on with; None to begin anew."""
-        if not any(self.target.iterdir()):
+        if self._folder.untouched():
             return None
         foreign = self._folder.foreign()
         if self._overwrite and foreign is not None:
@@ -153,6 +157,42 @@ class PartsSink(Sink):
         assert self._manifest is not None
         return self._manifest.tally()
 
+    def missing(
+        self, source: Source, columns: Sequence[str], max_rows: int, limit_rows: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that are in no part: those of the gaps, then those after the last part."""
+        assert self._manifest is not None
+        found = super().missing(source, columns, max_rows, limit_rows)
+        return without(found, self.position, self._manifest.parts)
+
+    def units(self, total: int, replicas_share: int) -> list[Unit]:
+        """Return the parts that are missing of `total` rows, for workers to make.
+
+        Args:
+            total: rows of the whole output.
+            replicas_share: into how many parts at least the rows after the last part are cut, if they are that
+                many; `rows_per_file` cuts them smaller.
+        """
+        assert self._manifest is not None
+        parts = self._manifest.parts
+        share = -(-(total - after(parts)[1]) // replicas_share)
+        return missing_units(parts, total, max(1, min(self._rows_per_file, share)))
+
+    def make_work(self) -> Path:
+        """Return a new folder, on the output's disk, for workers to write their parts to."""
+        with disk_errors(self.target):
+            return self._folder.make_work()
+
+    def adopt(self, file: Path, part: Part) -> None:
+        """Make a worker's file, which is flushed to the disk, a part of the output."""
+        assert self._manifest is not None
+        with disk_errors(self.target):
+            os.replace(file, self.target / part.name)
+            sync(self.target)
+            manifest = self._manifest.with_part(part)
+            self._folder.save(manifest)
+        self._manifest = manifest
+
     def open(self, schema: pa.Schema) -> None:
         """Record the job. From here on it can be resumed, and what was there before is gone."""
         assert self._manifest is not None
@@ -173,22 +213,27 @@ class PartsSink(Sink):
         with disk_errors(self.target):
             start = 0
             while start < batch.num_rows:
-                piece = batch.slice(start, self._rows_per_file - self._part.rows)
+                rows = self._next().rows
+                piece = batch.slice(start, rows - self._part.rows)
                 start += piece.num_rows
                 self._add(piece)
                 late = time.monotonic() - self._last_commit >= self._part_seconds
-                if late or self._part.rows == self._rows_per_file:
+                if (late and not self._holes) or self._part.rows == rows:
                     self._commit_part()
         self._torn = False
 
-    def _name(self) -> str:
+    def _next(self) -> Unit:
+        """Return the part to write next: a gap as it is, or at most `rows_per_file` rows after the last part."""
         assert self._manifest is not None
-        return f"part-{len(self._manifest.parts):05d}.parquet"
+        if self._holes:
+            return self._holes[0]
+        number, start = after(self._manifest.parts)
+        return Unit(part_name(number), start, self._rows_per_file)
 
     def _add(self, piece: pa.RecordBatch) -> None:
         assert self._manifest is not None
         if self._writer is None:
-            self._writer = RowGroupWriter(self._folder.temporary(self._name()), self._schema)
+            self._writer = RowGroupWriter(self._folder.temporary(self._next().name), self._schema)
         self._writer.write(piece)
         self._part.add(count(piece, self._manifest.error_column))
 
@@ -197,11 +242,12 @@ class PartsSink(Sink):
         assert self._manifest is not None
         manifest = replace(self._manifest, complete=complete)
         if self._writer is not None:
-            name = self._name()
+            unit = self._next()
             self._writer.close()
-            self._folder.publish(name)
-            manifest = manifest.with_part(Part.of(name, manifest.rows, self._part))
+            self._folder.publish(unit.name)
+            manifest = manifest.with_part(Part.of(unit.name, unit.start, self._part))
         self._folder.save(manifest)
+        self._holes = holes(manifest.parts)
         self._manifest, self._writer, self._part = manifest, None, Tally()
         self._last_commit = time.monotonic()
 
@@ -213,21 +259,24 @@ class PartsSink(Sink):
             with disk_errors(self.target):
                 if self._writer is None and not self._manifest.parts:
                     # A directory without a part would have no schema.
-                    self._writer = RowGroupWriter(self._folder.temporary(self._name()), self._schema)
+                    self._writer = RowGroupWriter(self._folder.temporary(self._next().name), self._schema)
                 self._commit_part(complete=True)
+        self._folder.drop_work()
         self._folder.unlock()
         return str(self.target)
 
     def abort(self) -> None:
         """Keep the finished rows as a short part where that can still be done; drop the others."""
         try:
-            if self._writer is not None and not self._torn:
+            # A gap is filled with the parts that belong there, or not at all.
+            if self._writer is not None and not self._torn and not self._holes:
                 with suppress(OSError, pa.ArrowException):
                     self._commit_part()
             if self._writer is not None:
                 self._writer.drop()
                 self._writer = None
                 with suppress(OSError):
-                    self._folder.temporary(self._name()).unlink(missing_ok=True)
+                    self._folder.temporary(self._next().name).unlink(missing_ok=True)
         finally:
+            self._folder.drop_work()
             self._folder.unlock()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -39,6 +42,15 @@ class FileSource(Source):
                     "name the files by a glob below that folder",
                 )
         self._schema = pa.schema([*self._stored, *self._partitions])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: paths are absolute, for a process in another folder."""
+        files = [
+            file if file.system is not None else replace(file, name=os.path.abspath(file.name))
+            for file in self._files
+        ]
+        paths = tuple(Path(os.path.abspath(path)) for path in self.paths)
+        return {**self.__dict__, "_files": tuple(files), "paths": paths}
 
     def _partition(self, key: str) -> pa.Field:
         values = [file.partitions[key] for file in self._files]

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from batch_sdk import cli, engines
-from batch_sdk.engines.dummy import DummyEngine, DummyOptions
+from batch_sdk.engines.dummy import DummyOptions
 from batch_sdk.engines.http_options import HttpOptions
+from tests.unit.batch_sdk.stand import Stand
 from tests.unit.batch_sdk.stub_server import running_stubs
 
 PAGE = (Path(__file__).parents[3] / "docs" / "batch-engines.md").read_text(encoding="utf-8")
@@ -20,16 +21,6 @@ PAGE = (Path(__file__).parents[3] / "docs" / "batch-engines.md").read_text(encod
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-
-
-class Stand(DummyEngine):
-    """Stands for SGLang, whose options it takes and forgets."""
-
-    def __init__(self, **kw):
-        super().__init__(**{**kw, "options": {}})
-
-
-Stand.__module__ = __name__
 
 
 @pytest.fixture
@@ -40,8 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_python_examples_run(folder, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "sglang", "batch_sdk.engines.dummy:Stand")
-    monkeypatch.setattr("batch_sdk.engines.dummy.Stand", Stand, raising=False)
+    monkeypatch.setitem(engines.ENGINES, "sglang", f"{Stand.__module__}:Stand")
     names: dict = {"MODEL": "m"}
     with running_stubs() as stubs:
         one, two = stubs.start().url, stubs.start().url

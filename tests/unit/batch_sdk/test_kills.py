@@ -19,6 +19,7 @@ import pytest
 import batch_sdk
 from batch_sdk import cli
 from batch_sdk.errors import OutputError, SourceError
+from batch_sdk.folder import load_manifest
 
 ROWS = 1500
 COMMANDS = {
@@ -41,9 +42,16 @@ def processes():
             "pyarrow.dataset",
             "pandas",
             "pytest",
+            "ray.data",
         ]
     )
     return context
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_address):
+    """Arguments that put a job on the cluster."""
+    return ["--executor", "ray", "--replicas", "2", "--ray-address", ray_address]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,7 @@ def stamp(out) -> int | None:
         return None
 
 
-def check_whole_parts(out) -> int:
+def check_whole_parts(out, gaps: bool = False) -> int:
     """What is recorded after a kill is readable, and says where it stops."""
     try:
         found = batch_sdk.status(out)
@@ -85,7 +93,11 @@ def check_whole_parts(out) -> int:
         assert not list(out.glob("part-*")), "parts without a manifest"
         return 0
     assert found.state in ("stopped", "complete")
-    recorded = [pq.read_table(path) for path in sorted(out.glob("part-*.parquet"))[: found.parts]]
+    there = sorted(out.glob("part-*.parquet"))
+    if gaps:  # parts are recorded in any order
+        names = [part.name for part in load_manifest(out).parts]
+        there = [path for path in there if path.name in names]
+    recorded = [pq.read_table(path) for path in there[: found.parts]]
     assert sum(part.num_rows for part in recorded) == found.rows
     return found.rows
 
@@ -131,6 +143,55 @@ def test_killed_at_random_moments(processes, folder, tmp_path, name, request):
         assert sorted(os.listdir(out)) == ["_manifest.json", *sorted(p.name for p in out.glob("part-*"))]
     print(f"{name}: {done} kills over {rounds} outputs of {run_seconds:.1f} s, rows there at each: {seen}")
     assert any(0 < rows < ROWS for rows in seen), "no kill came between two parts"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_drivers_of_a_cluster_killed_at_random_moments(processes, cluster, folder, tmp_path, name, request):
+    """Each kill but the last run's comes on one cluster: what a dead driver leaves there is part of the test."""
+    kills = max(1, request.config.getoption("--kills") // 4)
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    assert cli.main(command(name, folder, tmp_path / "unbroken")) == 0
+    expected = read(tmp_path / "unbroken")
+    done, rounds, seen = 0, 0, []
+    slow = ["--engine-option", "delay_seconds=0.01", "--engine-option", "shuffle=true"]
+    while done < kills:
+        rounds += 1
+        out, before = tmp_path / f"out{rounds}", 0
+        while True:
+            where = cluster if done < kills and dice.random() < 0.8 else []
+            argv = ["resume", str(out), *where]
+            if not out.joinpath("_manifest.json").exists():
+                argv = command(name, folder, out, *slow, *where, *(["--resume"] if out.exists() else []))
+            job = processes.Process(target=cli.main, args=(argv,))
+            job.start()
+            if done >= kills:
+                job.join(timeout=60)
+            elif dice.random() < 0.2:  # while it starts, mostly
+                job.join(timeout=dice.uniform(0, 4))
+            else:
+                while rows_in(out) == before and job.is_alive():
+                    time.sleep(0.001)
+                job.join(timeout=dice.uniform(0, 1.5))
+            if not job.is_alive():
+                assert job.exitcode == 0
+                break
+            job.kill()
+            job.join()
+            done += 1
+            before = check_whole_parts(out, gaps=True)
+            seen.append(before)
+        assert read(out).equals(expected), f"seed {seed}"
+        assert sorted(os.listdir(out)) == ["_manifest.json", *sorted(p.name for p in out.glob("part-*"))]
+    print(f"{name}: {done} kills over {rounds} outputs, rows there at each: {seen}")
+
+
+def rows_in(out) -> int:
+    try:
+        return batch_sdk.status(out).rows
+    except OutputError:
+        return 0
 
 
 def wait_for_rows(job, out) -> None:
