@@ -46,7 +46,7 @@ def by_prefix(requests: Sequence[Request]) -> list[Request]:
 
     The groups form a tree, as prefixes do. On every level the group with the oldest row comes first, and in a
     group with nothing more in common the oldest row: so the oldest row of all comes first, and no row waits for
-    more than the groups before it.
+    more than the groups before it. The first row of a group goes a group ahead; see `_led`.
     """
     texts = [prefix_text(request) for request in requests]
     order = sorted(range(len(texts)), key=texts.__getitem__)
@@ -73,7 +73,19 @@ def _arranged(places: list[int], levels: list[int], positions: list[int], level:
         else:
             groups.append([place])
     groups.sort(key=lambda group: min(positions[place] for place in group))
-    return [place for group in groups for place in _arranged(group, levels, positions, level + 1)]
+    return _led([_arranged(group, levels, positions, level + 1) for group in groups])
+
+
+def _led(groups: list[list[int]]) -> list[int]:
+    """Join groups so that the first of each comes before the others of the group before it.
+
+    The rows of a group start together, and would each compute their prefix: the first is to have left it in the
+    cache by then.
+    """
+    joined = groups[0][:1]
+    for group, following in itertools.pairwise([*groups, []]):
+        joined += following[:1] + group[1:]
+    return joined
 
 
 class TableOrder:

@@ -62,7 +62,7 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
     options = {"load_format": "dummy", **json.loads(args.engine_options)}
     if args.cache_tokens:
         options["max_total_tokens"] = args.cache_tokens
-    found: dict[str, list[dict[str, Any]]] = {"table": [], "prefix": []}
+    found: dict[str, list[dict[str, Any]]] = {order: [] for order in args.orders}
     with batch_sdk.create_engine(
         "sglang", model=str(folder / "model"), task="generate", options=options
     ) as engine:
@@ -70,7 +70,7 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
         print(f"cache of {capacity:,} tokens", flush=True)
         measure(engine, table, args, "prefix", min(args.rows, 200))
         for repeat in range(args.repeats):
-            for order in ("prefix", "table") if repeat % 2 == 0 else ("table", "prefix"):
+            for order in args.orders if repeat % 2 == 0 else args.orders[::-1]:
                 found[order].append(measure(engine, table, args, order))
     seconds = {
         order: common.summary([sample["seconds"] for sample in samples]) for order, samples in found.items()
@@ -78,9 +78,10 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
     return {
         "shape": args.shape, "weights": "dummy", "rows": args.rows, "prefixes": PREFIXES,
         "prefix_tokens": args.prefix_tokens, "own_tokens": args.own_tokens, "answer_tokens": args.answer_tokens,
-        "window_rows": args.window_rows, "cache_tokens": capacity, "prompt_tokens": found["table"][0]["prompt_tokens"],
+        "window_rows": args.window_rows, "cache_tokens": capacity, "prompt_tokens": found[args.orders[0]][0]["prompt_tokens"],
         "engine_options": options, "seconds": seconds,
-        "ratio": round(seconds["table"]["median"] / seconds["prefix"]["median"], 4), "bar": BAR,
+        "ratio": round(seconds["table"]["median"] / seconds["prefix"]["median"], 4) if len(seconds) == 2 else None,
+        "bar": BAR,
     }  # fmt: skip
 
 
@@ -93,6 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("--answer-tokens", type=int, default=16)
     parser.add_argument("--cache-tokens", type=int, default=40_000)
     parser.add_argument("--window-rows", type=int, default=4_096)
+    parser.add_argument("--orders", nargs="+", choices=("prefix", "table"), default=["prefix", "table"])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--name", default="batch_prefix", help="of the JSON")
     parser.add_argument(

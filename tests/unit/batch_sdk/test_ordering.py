@@ -31,10 +31,10 @@ def test_common_prefix(a, b):
     assert common_prefix(a, b) == slow
 
 
-def test_rows_of_a_prefix_stand_together():
+def test_rows_of_a_prefix_stand_together_but_the_first_goes_a_group_ahead():
     shared = {name: name * 300 for name in "abcx"}
     texts = [shared[name] + str(i) for i, name in enumerate("abcabcabcx")]
-    assert positions(by_prefix(requests(*texts))) == [0, 3, 6, 1, 4, 7, 2, 5, 8, 9]
+    assert positions(by_prefix(requests(*texts))) == [0, 1, 3, 6, 2, 4, 7, 9, 5, 8]
 
 
 def test_groups_within_groups():
@@ -45,8 +45,9 @@ def test_groups_within_groups():
         instruction + one + "x",
         instruction + two + "y",
         instruction + one + "y",
+        instruction + two + "z",
     ]
-    assert positions(by_prefix(requests(*texts))) == [0, 1, 3, 2, 4]
+    assert positions(by_prefix(requests(*texts))) == [0, 1, 2, 3, 5, 4]
 
 
 def test_short_common_prefixes_are_none():
@@ -56,9 +57,9 @@ def test_short_common_prefixes_are_none():
 def test_chats_have_prefixes_too():
     chats = [
         [{"role": "system", "content": name * 200}, {"role": "user", "content": str(i)}]
-        for i, name in enumerate("abab")
+        for i, name in enumerate("ababa")
     ]
-    assert positions(by_prefix(requests(*chats))) == [0, 2, 1, 3]
+    assert positions(by_prefix(requests(*chats))) == [0, 1, 2, 4, 3]
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,13 +86,14 @@ def test_a_quarter_is_in_flight():
     order = PrefixOrder(40)
     order.add(requests(*("ab"[i % 2] * 100 + str(i) for i in range(40))))
     first = order.take(0)
-    assert positions(first) == list(range(0, 20, 2))
+    assert positions(first) == [0, 1, *range(2, 18, 2)]
     assert order.take(10) == []
-    assert positions(order.take(4)) == list(range(20, 32, 2))
+    second = order.take(4)
+    assert positions(second) == list(range(18, 30, 2))
     rest = []
     while piece := order.take(0):
         rest += piece
-    assert sorted(positions(first) + positions(rest)) == sorted({*range(40)} - set(range(20, 32, 2)))
+    assert sorted(positions([*first, *second, *rest])) == list(range(40))
 
 
 class Recorder(DummyEngine):
@@ -144,7 +146,7 @@ def test_fewer_changes_of_prefix():
     run(table, plain, window_rows=1000)
     run(table, ordered, window_rows=1000, order="prefix")
     assert changes(plain) > 1800
-    assert changes(ordered) < 120
+    assert changes(ordered) < 3 * 120  # to the next group's first row, back, and to that group
     assert ordered.peak_rows_in_flight <= 250
 
 
