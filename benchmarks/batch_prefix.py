@@ -78,7 +78,8 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
     return {
         "shape": args.shape, "weights": "dummy", "rows": args.rows, "prefixes": PREFIXES,
         "prefix_tokens": args.prefix_tokens, "own_tokens": args.own_tokens, "answer_tokens": args.answer_tokens,
-        "window_rows": args.window_rows, "cache_tokens": capacity, "prompt_tokens": found[args.orders[0]][0]["prompt_tokens"],
+        "window_rows": args.window_rows, "cache_tokens": capacity,
+        "prompt_tokens": found[args.orders[0]][0]["prompt_tokens"],
         "engine_options": options, "seconds": seconds,
         "ratio": round(seconds["table"]["median"] / seconds["prefix"]["median"], 4) if len(seconds) == 2 else None,
         "bar": BAR,
