@@ -114,7 +114,7 @@ class Peer:
             kill_when: asked all the time; the client gets SIGKILL when it says yes.
 
         Returns:
-            exit code, seconds, peak memory in MB with the number of processes then, CPU seconds, processes left
+            exit code, seconds, the load of the machine at its end, peak memory in MB with the number of processes then, CPU seconds, processes left
             over five seconds after its end, and the last line of its log.
         """
         fields = {
@@ -143,7 +143,7 @@ class Peer:
         left = [process.name() for process in tree.alive()]
         tree.end()
         return {
-            "how": how, "exit_code": child.returncode, "seconds": round(seconds, 3),
+            "how": how, "exit_code": child.returncode, "seconds": round(seconds, 3), "load": psutil.getloadavg()[0],
             "peak_mb": round(tree.peak / 1e6, 1), "processes_at_peak": tree.peak_processes,
             "cpu_seconds": round(sum(tree.cpu.values()), 2), "left_over": left,
             "last_line": "" if child.returncode == 0 else last_line(log.read_text(errors="replace")),
