@@ -114,8 +114,8 @@ class Peer:
             kill_when: asked all the time; the client gets SIGKILL when it says yes.
 
         Returns:
-            exit code, seconds, the load of the machine at its end, peak memory in MB with the number of processes then, CPU seconds, processes left
-            over five seconds after its end, and the last line of its log.
+            exit code, seconds, the machine's load at its end, peak memory in MB with the number of processes then,
+            CPU seconds, processes left over five seconds after its end, and the last line of its log.
         """
         fields = {
             key: str(value) if isinstance(value, Path) else value for key, value in asdict(work).items()
