@@ -93,13 +93,16 @@ def speed(bench: Bench, rows: int, repeats: int, slow: list[str]) -> dict[str, A
 
 
 def _speed_of(runs: list[dict[str, Any]], rows: int) -> dict[str, Any]:
-    flow = [run["server"]["requests"] / max(run["server"]["seconds"], 1e-9) for run in runs]
+    right = [run for run in runs if run["output"]["right"] == run["output"]["rows"] == rows]
+    if not right:
+        return {"all_rows_right": False, "runs": runs}
+    flow = [rows / run["server"]["seconds"] for run in right]
     return {
-        "all_rows_right": all(run["output"]["right"] == run["output"]["rows"] == rows for run in runs),
+        "all_rows_right": len(right) == len(runs),
         "rows_per_second_while_asking": common.summary(flow),
-        "rows_per_second_whole_command": common.summary([rows / run["seconds"] for run in runs]),
-        "peak_mb": common.summary([run["peak_mb"] for run in runs]),
-        "cpu_seconds": common.summary([run["cpu_seconds"] for run in runs]),
+        "rows_per_second_whole_command": common.summary([rows / run["seconds"] for run in right]),
+        "peak_mb": common.summary([run["peak_mb"] for run in right]),
+        "rows_per_cpu_second": common.summary([rows / run["cpu_seconds"] for run in right]),
         "runs": runs,
     }
 

@@ -174,6 +174,9 @@ def with_daft(work: Work) -> None:
 
     checkpoint = None
     if work.state is not None:
+        import ray
+
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         daft.set_runner_ray()
         checkpoint = daft.CheckpointConfig(store=daft.CheckpointStore(str(work.state)), on="id")
     daft.set_provider("openai", base_url=f"{work.url}/v1", api_key="none")
@@ -242,7 +245,8 @@ def _ray(work: Work, **resources: int) -> None:
     import ray
 
     # Logical CPUs only say what may be scheduled: with one, a reader and an actor would wait for each other.
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, **resources)
+    # A cluster of its own, whatever else runs on this machine.
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, **resources)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     if work.tolerant:
