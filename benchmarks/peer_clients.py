@@ -178,7 +178,7 @@ def with_daft(work: Work) -> None:
 
         ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         daft.set_runner_ray()
-        checkpoint = daft.CheckpointConfig(store=daft.CheckpointStore(str(work.state)), on="id")
+        checkpoint = daft.CheckpointConfig(store=daft.CheckpointStore(work.state.as_uri()), on="id")
     daft.set_provider("openai", base_url=f"{work.url}/v1", api_key="none")
     options: dict[str, Any] = {"on_error": "ignore"} if work.tolerant else {}
     response = prompt(
