@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,31 +182,39 @@ def engines(bench: Bench, rows: int, model: Path, repeats: int) -> dict[str, Any
     """A real SGLang on the CPU: the http peers against its server, then those that hold an engine themselves."""
     table = bench.folder / "engines"
     write_table(table, rows, max(1, rows // 4))
+    runs: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in bench.peers}
+
+    def once(peer: Peer, url: str) -> None:
+        work = bench.fresh(input=table, url=url, model=str(model))
+        run = peer.run(work, bench.log(), limit=bench.limit) | {"output": look(work.output, rows)}
+        runs[peer.name].append(run)
+        print(f"engines, {peer.name}: {run}", file=sys.stderr, flush=True)
+
+    served = [peer for peer in bench.peers if peer.name in HTTP_PEERS]
+    if served:
+        with _sglang(bench, model) as url:
+            for peer in served * (repeats + 1):  # the first round warms the server up and does not count
+                once(peer, url)
+    for peer in bench.peers:
+        if peer not in served:
+            once(peer, "")
+    return {name: _engines_of(name, found) for name, found in runs.items()}
+
+
+@contextmanager
+def _sglang(bench: Bench, model: Path) -> Iterator[str]:
     port = int(bench.url.rsplit(":", 1)[1]) + 1
     url = f"http://127.0.0.1:{port}"
-    runs: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in bench.peers}
     arguments = ["--model-path", str(model), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     with (bench.folder / "sglang.log").open("w") as log:
         command = [sys.executable, "-m", "sglang.launch_server", *arguments]
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _wait(url + "/health_generate", 180.0)
-            served = [peer for peer in bench.peers if peer.name in HTTP_PEERS]
-            for peer in served * (repeats + 1):  # the first round warms the server up and does not count
-                work = bench.fresh(input=table, url=url, model=str(model))
-                run = peer.run(work, bench.log(), limit=bench.limit) | {"output": look(work.output, rows)}
-                runs[peer.name].append(run)
-                print(f"engines, {peer.name}: {run}", file=sys.stderr, flush=True)
+            yield url
         finally:
             server.terminate()
             server.wait(30)
-    for peer in bench.peers:
-        if peer.name not in HTTP_PEERS:
-            work = bench.fresh(input=table, model=str(model))
-            run = peer.run(work, bench.log(), limit=bench.limit) | {"output": look(work.output, rows)}
-            runs[peer.name].append(run)
-            print(f"engines, {peer.name}: {run}", file=sys.stderr, flush=True)
-    return {name: _engines_of(name, found) for name, found in runs.items()}
 
 
 def _engines_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

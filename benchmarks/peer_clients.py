@@ -244,9 +244,11 @@ def with_ray_sglang(work: Work) -> None:
 def _ray(work: Work, **resources: int) -> None:
     import ray
 
-    # Logical CPUs only say what may be scheduled: with one, a reader and an actor would wait for each other.
-    # A cluster of its own, whatever else runs on this machine.
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, **resources)
+    # Logical CPUs only say what may be scheduled: the SGLang processor's four actors take one each, and leave a
+    # reader none if there are four. The cluster is its own, whatever else runs on this machine.
+    ray.init(
+        "local", num_cpus=8 if resources else 4, include_dashboard=False, log_to_driver=False, **resources
+    )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     if work.tolerant:
