@@ -14,6 +14,7 @@ from batch_sdk.engines import ENGINES, Engine
 from batch_sdk.errors import OutputError
 from batch_sdk.folder import Folder, load_manifest
 from batch_sdk.manifest import CLASS_KEY, Manifest
+from batch_sdk.sources import open_recorded
 from batch_sdk.summary import JobSummary
 
 State = Literal["running", "stopped", "complete"]
@@ -129,7 +130,7 @@ def resume(
                 "the same table",
                 "pass it: resume(output, table)",
             )
-        data = [file["path"] for file in found.input["files"]]
+        data = open_recorded(found.input["files"])
     options = dict(found.job)
     if isinstance(options.get("response_format"), dict) and CLASS_KEY in options["response_format"]:
         options["response_format"] = _model_class(options["response_format"][CLASS_KEY], os.fspath(output))

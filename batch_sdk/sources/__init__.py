@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -13,7 +13,10 @@ from batch_sdk.errors import SourceError
 from batch_sdk.kinds import FileKind
 from batch_sdk.sources.base import Source
 
-__all__ = ["Source", "open_source"]
+if TYPE_CHECKING:
+    from batch_sdk.sources.files import File
+
+__all__ = ["Source", "open_recorded", "open_source"]
 
 
 def open_source(data: Any) -> Source:
@@ -53,8 +56,20 @@ def open_source(data: Any) -> Source:
 
 
 def _open_files(specs: Sequence[str | os.PathLike[str]]) -> Source:
-    from batch_sdk.sources.csv import DelimitedSource
     from batch_sdk.sources.files import find_files
+
+    return _source_of(find_files(specs))
+
+
+def open_recorded(files: Sequence[Mapping[str, Any]]) -> Source:
+    """Open the files of a fingerprint (`Source.fingerprint`) again. Raises `SourceError` if they cannot be read."""
+    from batch_sdk.sources.files import recorded
+
+    return _source_of([recorded(file["path"], file.get("partitions", {})) for file in files])
+
+
+def _source_of(files: Sequence[File]) -> Source:
+    from batch_sdk.sources.csv import DelimitedSource
     from batch_sdk.sources.ipc import ArrowSource
     from batch_sdk.sources.jsonl import JsonLinesSource
     from batch_sdk.sources.parquet import ParquetSource
@@ -67,5 +82,4 @@ def _open_files(specs: Sequence[str | os.PathLike[str]]) -> Source:
         "csv": DelimitedSource,
         "tsv": DelimitedSource,
     }
-    files = find_files(specs)
     return readers[files[0].format.kind](files)

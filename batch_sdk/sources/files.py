@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import lzma
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -100,6 +100,13 @@ def find_files(specs: Sequence[PathLike]) -> list[File]:
                 f"{list(first.partitions)}, as for {first.name!r}",
             )
     return files
+
+
+def recorded(path: str, partitions: Mapping[str, str | None]) -> File:
+    """Return a local file that was found before. Raises `SourceError` if it is gone."""
+    if not os.path.isfile(path):
+        raise SourceError(f"{path!r} is no longer there", "the files that the job began with")
+    return replace(_file(path, ""), partitions=dict(partitions))
 
 
 def _find(text: str) -> list[File]:

@@ -57,6 +57,14 @@ class FileSource(Source):
         whole = any(values) and all(value is None or _WHOLE.fullmatch(value) for value in values)
         return pa.field(key, pa.int64() if whole else pa.string())
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        """Return the files, with their partitions: a path alone does not say which of its folders count."""
+        found = super().fingerprint()
+        if found is not None and self._partitions:
+            for known, file in zip(found["files"], self._files, strict=True):
+                known["partitions"] = file.partitions
+        return found
+
     @abstractmethod
     def _inspect(self) -> pa.Schema:
         """Return the files' common schema. Called once, by the constructor."""

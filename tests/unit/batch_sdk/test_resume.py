@@ -177,6 +177,24 @@ def test_resume_by_the_manifest_alone(files, tmp_path, monkeypatch):
     assert read(out).equals(read(whole))
 
 
+def test_resume_finds_the_folders_that_are_columns(tmp_path):
+    for year in (2023, None):
+        folder = tmp_path / "in" / f"year={year or '__HIVE_DEFAULT_PARTITION__'}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"text": [f"{year} {i}" for i in range(10)]}), folder / "a.parquet")
+    options = {"prompt": "{{ year or 'no year' }}: {{ text }}", "rows_per_file": 3, **SMALL}
+    whole = batch_sdk.generate(tmp_path / "in", **options, model=engine_for("generate"))
+    out = tmp_path / "out"
+    dying = {"engine": "dummy", "engine_options": {"die_after_requests": 12}, "max_restarts": 0}
+    with pytest.raises(EngineError):
+        batch_sdk.generate(tmp_path / "in", **options, **dying, model="m", output=out)
+    batch_sdk.resume(out, engine_options={"die_after_requests": None})
+    assert read(out).equals(whole)
+    (tmp_path / "in" / "year=2023" / "a.parquet").unlink()
+    with pytest.raises(SourceError, match=r"year=2023/a.parquet' is no longer there"):
+        batch_sdk.resume(out, errors=True)
+
+
 def test_tables_in_memory_are_passed_again(tmp_path):
     table = pa.table({"id": range(20), "text": [f"t{i}" for i in range(20)]})
     for name, data in (("arrow", table), ("polars", pl.from_arrow(table))):
