@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Unpack
+
+import pyarrow as pa
 
 from batch_sdk.engines import Engine, create_engine, engine_name
 from batch_sdk.engines.base import Task
@@ -24,7 +26,7 @@ from batch_sdk.summary import BatchResult, JobSummary
 from batch_sdk.truncation import OnTooLong
 from batch_sdk.vectors import VectorType
 
-Output = str | os.PathLike[str] | None
+Output = str | os.PathLike[str] | Callable[[pa.RecordBatch], Any] | None
 
 
 def generate(
@@ -75,7 +77,7 @@ def generate(
     error; it never stops the job.
 
     Args:
-        data: a Polars DataFrame or LazyFrame, a pyarrow Table, RecordBatch or RecordBatchReader, anything
+        data: a Polars DataFrame or LazyFrame, a pyarrow Table, RecordBatch, RecordBatchReader or Dataset, anything
             with `__arrow_c_stream__`, or a path, URL, glob, directory or list of Parquet, Arrow, JSONL, CSV
             or TSV files.
         prompt: Jinja2 template over the columns, e.g. `"Summarise: {{ body }}"`; `row['any name']` reaches
@@ -85,7 +87,8 @@ def generate(
             a column that holds lists of such structs. Goes through the model's chat template.
         model: path or hub name; or a started `Engine`, which then serves this call and is left running.
         output: a path or URL ending in `.parquet`, `.arrow`, `.jsonl`, `.jsonl.gz` or `.jsonl.zst` for one
-            file, any other path for a directory of Parquet parts, None for a table in memory.
+            file, any other path for a directory of Parquet parts, None for a table in memory. Or a function: it is
+            called with each `pyarrow.RecordBatch` in order, and the job waits for it.
         engine: "sglang", "http" or "dummy".
         engine_options: the engine's own options; for "sglang" any argument of `sglang.Engine`, for "http" those
             of `HttpOptions`.

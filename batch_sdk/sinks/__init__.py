@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
 
 from batch_sdk.errors import OptionError, OutputError
 from batch_sdk.kinds import format_of
@@ -22,7 +24,7 @@ Resume = bool | Literal["errors"]
 
 
 def open_sink(
-    output: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str] | Callable[[pa.RecordBatch], Any] | None,
     source: Source,
     describe: Callable[[], Manifest],
     *,
@@ -34,8 +36,9 @@ def open_sink(
     """Return the sink for an output.
 
     Args:
-        output: None for a table in memory, of the input's kind; a path or URL whose ending chooses a file of
-            Parquet, Arrow or JSONL; any other local path for a directory of Parquet parts.
+        output: None for a table in memory, of the input's kind; a function that takes each record batch; a path
+            or URL whose ending chooses a file of Parquet, Arrow or JSONL; any other local path for a directory of
+            Parquet parts.
         source: the job's input; its files may not be the output.
         describe: returns the job's manifest; asked only for a directory.
         overwrite: whether an existing output may be replaced.
@@ -59,9 +62,16 @@ def open_sink(
         from batch_sdk.sinks.memory import MemorySink
 
         return MemorySink(source)
+    if callable(output):
+        if resume or overwrite:
+            raise OptionError("resume or overwrite with a function as the output", "a directory to resume")
+        from batch_sdk.sinks.calls import CallSink
+
+        return CallSink(output)
     if not isinstance(output, (str, os.PathLike)):
         raise OutputError(
-            f"an output of type {type(output).__name__}", "a path, or None for a table in memory"
+            f"an output of type {type(output).__name__}",
+            "a path, a function that takes record batches, or None for a table in memory",
         )
     path = _checked(os.fspath(output), source)
     found = format_of(path)

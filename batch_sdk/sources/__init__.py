@@ -23,8 +23,8 @@ def open_source(data: Any) -> Source:
     """Open a table, a frame, a stream or paths for reading; reads no rows.
 
     Args:
-        data: a Polars DataFrame or LazyFrame; a pyarrow Table, RecordBatch or RecordBatchReader; anything
-            with `__arrow_c_stream__`; a path, URL, glob or directory of Parquet, Arrow, JSONL, CSV or TSV
+        data: a Polars DataFrame or LazyFrame; a pyarrow Table, RecordBatch, RecordBatchReader or Dataset;
+            anything with `__arrow_c_stream__`; a path, URL, glob or directory of Parquet, Arrow, JSONL, CSV or TSV
             files, or a list of these; a `Source`.
 
     Raises:
@@ -41,6 +41,11 @@ def open_source(data: Any) -> Source:
         from batch_sdk.sources.polars import FrameSource, LazySource
 
         return FrameSource(data) if isinstance(data, polars.DataFrame) else LazySource(data)
+    datasets = sys.modules.get("pyarrow.dataset")
+    if datasets is not None and isinstance(data, datasets.Dataset):
+        from batch_sdk.sources.dataset import DatasetSource
+
+        return DatasetSource(data)
     if isinstance(data, (str, os.PathLike)):
         data = [data]
     if isinstance(data, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in data):
@@ -51,7 +56,7 @@ def open_source(data: Any) -> Source:
         return StreamSource(data)
     raise SourceError(
         f"an input of type {type(data).__name__}",
-        "a Polars frame, a pyarrow table, an object with __arrow_c_stream__, or paths of files",
+        "a Polars frame, a pyarrow table or dataset, an object with __arrow_c_stream__, or paths of files",
     )
 
 
