@@ -310,6 +310,19 @@ class TestEmbed:
         assert np.linalg.norm(result.vectors[2]) == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.full
+def test_two_copies_of_a_model_share_the_rows(tiny_model_dir):
+    options = {"dp_size": 2, "max_total_tokens": 4000}
+    before = children.pids()
+    with batch_sdk.create_engine(
+        "sglang", model=str(tiny_model_dir), task="generate", options=options
+    ) as engine:
+        assert engine._intake._room._tokens == 2 * 2 * 4000
+        out = generate(pa.table({"text": PROMPTS * 3}), engine, window_rows=11, batch_rows=5)
+        assert kinds(out) == [None] * 48
+    assert children.since(before) == []
+
+
 def test_not_in_a_running_loop(tiny_model_dir):
     async def start():
         batch_sdk.create_engine("sglang", model=str(tiny_model_dir), task="generate").start()
