@@ -164,12 +164,13 @@ class GenerateChunk(Chunk):
         self._on_too_long = on_too_long
         self._sampling = sampling.rows([_values(batch.column(name)) for name in sampling.columns])
         self._columns = [_values(batch.column(name)) for name in columns]
+        self._clean = not any(_UNDECODABLE in column for column in self._columns)
         self._build = build
         self._results: list[GenerateResult | None] = [None] * self.rows
 
     def _prompt(self, row: int) -> Prompt | RowError:
         values = [column[row] for column in self._columns]
-        if _UNDECODABLE in values:
+        if not self._clean and _UNDECODABLE in values:
             return _BAD_TEXT
         return self._build(dict(zip(self._names, values, strict=True)))
 
@@ -210,7 +211,9 @@ class GenerateChunk(Chunk):
             self._tally.completion_tokens += result.completion_tokens or 0
             if result.cached_tokens is not None:
                 self._tally.cache(result.cached_tokens)
-        self._finish((row,))
+        self._done[row] = 1
+        if row == self.frontier:
+            self._finish(())
 
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """Append the columns of the job's `Answers`."""

@@ -115,6 +115,7 @@ class Template:
         self._names = meta.find_undeclared_variables(bare.parse(source))
         self._globals = {name: _ENV.globals[name] for name in _GLOBALS if name in self._names}
         self._row_keys = _row_keys(tree)
+        self._context: Any = None
         self.uses_row = _ROW in self._names
 
     def _refuse_unsafe(self, tree: nodes.Template) -> None:
@@ -166,9 +167,16 @@ class Template:
         """
         for name, value in self._globals.items():
             row.setdefault(name, value)
-        # Template.render copies the row and all globals for each call, which takes longer than the rest.
-        context = _ENV.context_class(_ENV, row, self._template.name, self._template.blocks)
-        return _ENV.concat(self._template.root_render_func(context))
+        # Template.render copies the row and all globals for each call, and makes a context, which takes longer than
+        # the rest. A context that no row has left anything in serves the next one.
+        context, self._context = self._context, None
+        if context is None:
+            context = _ENV.context_class(_ENV, row, self._template.name, self._template.blocks)
+        context.parent = row
+        text: str = _ENV.concat(self._template.root_render_func(context))
+        if not context.vars and not context.exported_vars:
+            self._context = context
+        return text
 
 
 def _attribute_names(tree: nodes.Template) -> Iterator[tuple[str, int]]:

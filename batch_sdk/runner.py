@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batch_sdk import collector
 from batch_sdk.ahead import ahead
 from batch_sdk.duplicates import Duplicates
 from batch_sdk.engines.base import Engine
@@ -107,6 +108,7 @@ def stream(
     All others are those of `run_job`.
     """
     with ExitStack() as stack:
+        stack.enter_context(collector.seldom())
         read = _generator(source, plan, job, sink)
         if source.paths or source.urls:  # of other sources nobody knows which thread they are bound to
             read = ahead(read)

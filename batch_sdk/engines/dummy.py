@@ -137,8 +137,9 @@ class DummyEngine(Engine):
             raise EngineError("wait() with nothing in flight", "submit() first")
         if self.options.delay_seconds:
             time.sleep(self.options.delay_seconds)
-        if any(self._kills(request) for request in self._in_flight.values()):
-            raise EngineDiedError(f"the dummy engine died on {self.options.die_on!r}, as it was told to")
+        die_on = self.options.die_on
+        if die_on is not None and any(die_on in _text(request) for request in self._in_flight.values()):
+            raise EngineDiedError(f"the dummy engine died on {die_on!r}, as it was told to")
         positions = list(self._in_flight)
         if self.options.shuffle:
             self._random.shuffle(positions)
@@ -157,12 +158,6 @@ class DummyEngine(Engine):
                 self._embed(request) if isinstance(request, EmbedRequest) else self._generate(request)
             )
         return results
-
-    def _kills(self, request: Request) -> bool:
-        die_on = self.options.die_on
-        if die_on is None:
-            return False
-        return die_on in str(request.texts if isinstance(request, EmbedRequest) else request.prompt)
 
     def abandon(self) -> None:
         """Forget what is in flight."""
@@ -237,3 +232,7 @@ class DummyEngine(Engine):
         tokens = np.array([len(text.split()) for text in texts], dtype=np.int32)
         errors = [self._refusal(text, int(count)) for text, count in zip(texts, tokens, strict=True)]
         return EmbedResult(request.position, vectors, tokens, errors)
+
+
+def _text(request: Request) -> str:
+    return str(request.texts if isinstance(request, EmbedRequest) else request.prompt)
