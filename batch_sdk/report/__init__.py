@@ -69,7 +69,7 @@ class Report:
         folder = self._files[".json"].parent
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(
-                f"{str(folder)!r}, where the report goes,", "a directory that can be written to"
+                f"{str(folder)!r} for the report", "a directory that can be written to"
             )
         output = self._facts.output
         if output is not None and not is_url(output):

@@ -149,3 +149,14 @@ def test_no_chat_template_is_an_error_not_a_plain_prompt(jobs, extra):
 def test_whitespace_is_kept():
     assert build("{{ a }}\n", {"a": "x "}) == "x \n"
     assert build("<b>{{ a }}", {"a": "<&>"}) == "<b><&>"
+
+
+def test_nothing_of_a_row_is_left_for_the_next_one():
+    """A template's context serves many rows: what one sets, or fails in, the next one does not see."""
+    template = "{% if a %}{% set x = a %}{% endif %}{{ x | default('none') }} {{ 1 // b }}"
+    build = PromptBuilder(template, None, ["a", "b", "x"]).build
+    rows = [("one", 1), ("", 1), ("two", 0), ("", 1), ("three", 1)]
+    found = [build({"a": a, "b": b}, False) for a, b in rows]
+    assert [text if isinstance(text, str) else "error" for text in found] == [
+        "one 1", "none 1", "error", "none 1", "three 1",
+    ]  # fmt: skip
