@@ -68,9 +68,7 @@ class Report:
     def _check(self) -> None:
         folder = self._files[".json"].parent
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(
-                f"{str(folder)!r} for the report", "a directory that can be written to"
-            )
+            raise OutputError(f"{str(folder)!r} for the report", "a directory that can be written to")
         output = self._facts.output
         if output is not None and not is_url(output):
             if Path(output).resolve() == folder.resolve():
