@@ -1,0 +1,198 @@
+"""The front door: requests of any size become blocks, blocks go to instances, vectors come back as one array.
+
+It lives where SGLang's tokenizer manager does, on its event loop. What an instance holds is bounded in tokens, so
+memory does not grow with a request, blocks of several large requests take turns, and a small request goes ahead
+of them. What an instance that dies had in work goes to another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from arctic_sglang.embedding.rows import TokenRows, pack
+from arctic_sglang.embedding.wire import BlockVectors, DropBlocks, EmbedBlock
+
+# Steps that an instance holds: one that runs, one that is launched, one that waits.
+_STEPS_AHEAD = 3
+# A request of at most this part of a step goes ahead of larger ones.
+_SMALL_PART = 4
+
+
+class EmbeddingFailedError(RuntimeError):
+    """A step failed in the engine; the message is the engine's."""
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One engine that embeds, as the front door sees it.
+
+    Attributes:
+        name: for messages.
+        send: hands an `EmbedBlock` or `DropBlocks` over; does not wait.
+        tokens: of the blocks that it holds.
+        blocks: those blocks, by number.
+    """
+
+    name: str
+    send: Callable[[Any], None]
+    tokens: int = 0
+    blocks: dict[int, _Job] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A block on its way: what to send, and where its vectors go."""
+
+    block: EmbedBlock
+    done: asyncio.Future[np.ndarray]
+
+
+class FrontDoor:
+    """Embeds token rows on whatever instances there are.
+
+    Args:
+        step_tokens: tokens of a forward step of the instances.
+        max_tokens: of one row.
+    """
+
+    def __init__(self, *, step_tokens: int, max_tokens: int) -> None:
+        self.step_tokens = step_tokens
+        self.max_tokens = max_tokens
+        self._instances: list[Instance] = []
+        self._small: deque[_Job] = deque()
+        self._large: deque[_Job] = deque()
+        self._numbers = itertools.count()
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Those in service."""
+        return tuple(self._instances)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is in work."""
+        return not self._small and not self._large and not any(i.blocks for i in self._instances)
+
+    def add(self, instance: Instance) -> None:
+        """Take an instance into service."""
+        self._instances.append(instance)
+        self._fill()
+
+    def remove(self, instance: Instance) -> None:
+        """Take a dead instance out of service; what it had in work goes to the head of the queues."""
+        self._instances.remove(instance)
+        for job in reversed(instance.blocks.values()):
+            (self._small if job.block.small else self._large).appendleft(job)
+        instance.blocks.clear()
+        instance.tokens = 0
+        self._fill()
+
+    async def embed(self, rows: TokenRows, *, dimensions: int | None = None) -> np.ndarray:
+        """One vector per row.
+
+        Args:
+            rows: any number; every row has 1 to `max_tokens` tokens.
+            dimensions: components to keep (Matryoshka), scaled again; None keeps all.
+
+        Returns:
+            float32 `[rows, width]`, in the order of the rows. With no rows `[0, 0]`.
+
+        Raises:
+            ValueError: a row is empty or too long; the message names the first such row.
+            EmbeddingFailedError: the engine could not do a step.
+        """
+        self._check(rows)
+        if not rows.rows:
+            return np.empty((0, 0), np.float32)
+        small = rows.tokens * _SMALL_PART <= self.step_tokens
+        jobs: dict[asyncio.Future[np.ndarray], np.ndarray] = {}
+        order = np.argsort(rows.lengths, kind="stable")
+        blocks = iter(pack(rows.lengths[order], self.step_tokens))
+        out: np.ndarray | None = None
+        try:
+            while True:
+                # Blocks are cut as they can be sent: a huge request does not exist twice.
+                for first, last in itertools.islice(blocks, max(0, self._room() - len(jobs))):
+                    job = self._job(rows.take(order[first:last]), small, dimensions)
+                    jobs[job.done] = order[first:last]
+                if not jobs:
+                    break
+                done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    vectors = future.result()
+                    if out is None:
+                        out = np.empty((rows.rows, vectors.shape[1]), np.float32)
+                    out[jobs.pop(future)] = vectors
+        finally:
+            self._forget(jobs)
+        assert out is not None
+        return out
+
+    def answer(self, answer: BlockVectors) -> None:
+        """Take an instance's answer in."""
+        for instance in self._instances:
+            job = instance.blocks.pop(answer.number, None)
+            if job is None:
+                continue
+            instance.tokens -= len(job.block.ids)
+            if not job.done.done():
+                if answer.vectors is None:
+                    job.done.set_exception(EmbeddingFailedError(answer.error or "no reason given"))
+                else:
+                    job.done.set_result(answer.vectors)
+            break  # else: of a dropped block, or of an instance that was given up
+        self._fill()
+
+    def _check(self, rows: TokenRows) -> None:
+        wrong = np.flatnonzero((rows.lengths < 1) | (rows.lengths > self.max_tokens))
+        if len(wrong):
+            row = int(wrong[0])
+            msg = f"row {row} has {rows.lengths[row]} tokens; 1 to {self.max_tokens} are wanted"
+            raise ValueError(msg)
+
+    def _room(self) -> int:
+        """Blocks of one request that may wait or be in work at once."""
+        return _STEPS_AHEAD * max(1, len(self._instances)) + 1
+
+    def _job(self, rows: TokenRows, small: bool, dimensions: int | None) -> _Job:
+        block = EmbedBlock(next(self._numbers), rows.ids, rows.lengths, small, dimensions)
+        job = _Job(block, asyncio.get_running_loop().create_future())
+        (self._small if small else self._large).append(job)
+        self._fill()
+        return job
+
+    def _fill(self) -> None:
+        """Hand waiting blocks to the least loaded instances, small ones first."""
+        for queue, limit in ((self._small, 2 * _STEPS_AHEAD), (self._large, _STEPS_AHEAD)):
+            while queue and self._instances:
+                instance = min(self._instances, key=lambda i: i.tokens)
+                tokens = len(queue[0].block.ids)
+                if instance.tokens and instance.tokens + tokens > limit * self.step_tokens:
+                    break
+                job = queue.popleft()
+                instance.blocks[job.block.number] = job
+                instance.tokens += tokens
+                instance.send(job.block)
+
+    def _forget(self, jobs: dict[asyncio.Future[np.ndarray], np.ndarray]) -> None:
+        """Drop what is left of a request that was cancelled or failed."""
+        if not jobs:
+            return
+        for future in jobs:
+            future.cancel()
+        for queue in (self._small, self._large):
+            kept = [job for job in queue if job.done not in jobs]
+            queue.clear()
+            queue.extend(kept)
+        for instance in self._instances:
+            dropped = [number for number, job in instance.blocks.items() if job.done in jobs]
+            if dropped:
+                # They stay on the instance's account until it answers: those that it has begun, it finishes.
+                instance.send(DropBlocks(dropped))
