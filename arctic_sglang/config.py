@@ -28,6 +28,26 @@ class ArcticConfig:
             "start without such files; 'stock': always SGLang's own; 'cls', 'mean', 'last': by force, normalised."
         },
     )
+    enable_fast_embedding: bool = field(
+        default=False,
+        metadata={
+            "help": "Embeddings take the vectorised road: a request of any number of texts travels as arrays, is packed "
+            "into forward steps without padding, and comes back as one array. For embedding models with text alone."
+        },
+    )
+    embedding_step_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a forward step of the vectorised road. Default: 16384 on a GPU, 4096 on a CPU."
+        },
+    )
+    embedding_replicas: int = field(
+        default=1,
+        metadata={
+            "help": "Instances of the model behind one front door, for the vectorised road: spread over the GPUs that "
+            "are visible, several on one where there are more instances than GPUs. One that dies is started again."
+        },
+    )
     cpu_threads_per_rank: int | None = field(
         default=None,
         metadata={
@@ -51,6 +71,14 @@ class ArcticConfig:
         if self.cpu_threads_per_rank is not None and self.cpu_threads_per_rank < 1:
             msg = f"{flag_name('cpu_threads_per_rank')} is {self.cpu_threads_per_rank}; it must be at least 1"
             raise ValueError(msg)
+        for name in ("embedding_step_tokens", "embedding_replicas"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                msg = f"{flag_name(name)} is {value}; it must be at least 1"
+                raise ValueError(msg)
+            if value not in (None, 1) and not self.enable_fast_embedding:
+                msg = f"{flag_name(name)} {value} was given without {flag_name('enable_fast_embedding')}; add it"
+                raise ValueError(msg)
         if self.swiftkv_min_tokens is not None and self.swiftkv_min_tokens < 0:
             msg = f"{flag_name('swiftkv_min_tokens')} is {self.swiftkv_min_tokens}; it must be at least 0"
             raise ValueError(msg)

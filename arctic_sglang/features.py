@@ -14,6 +14,7 @@ class Feature(StrEnum):
 
     FLAGS = "flags"  # the command line, YAML and Engine keywords: always wanted
     CPU = "cpu"  # the runtime for machines without a GPU
+    EMBEDDING = "embedding"  # the vectorised road from texts to vectors
     POOLING = "pooling"  # embeddings pooled as the checkpoint says
     BATCH = "batch"  # batch_sdk over an engine in the same process
     SWIFTKV = "swiftkv"  # models that skip half of the prefill
@@ -95,6 +96,11 @@ def requested(config: ArcticConfig, facts: Facts) -> frozenset[Feature]:
         features.add(Feature.CPU)
     if wanted_pooling(config, facts) is not None:
         features.add(Feature.POOLING)
+    if config.enable_fast_embedding:
+        if not facts.is_embedding:
+            msg = "--enable-fast-embedding needs an embedding server; add --is-embedding"
+            raise ValueError(msg)
+        features.add(Feature.EMBEDDING)
     return frozenset(features)
 
 

@@ -45,6 +45,6 @@ class BlockVectors:
 
 @dataclass(slots=True)
 class DropBlocks:
-    """The front door no longer wants these blocks; those not begun are dropped without an answer."""
+    """The front door no longer wants these blocks; those not begun are answered with an error at once."""
 
     numbers: list[int]
