@@ -21,6 +21,8 @@ LAYERS = {
     "arctic_sglang.embedding": 2,
     "arctic_sglang.embedding.checkpoint": 0,
     "arctic_sglang.embedding.front": 0,
+    "arctic_sglang.embedding.head": 0,
+    "arctic_sglang.embedding.model_config": 0,
     "arctic_sglang.embedding.pool": 0,
     "arctic_sglang.embedding.rows": 0,
     "arctic_sglang.embedding.wire": 0,
