@@ -8,6 +8,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from arctic_sglang.embedding.checkpoint import prompt_text
 from batch_sdk.answers import Answers
 from batch_sdk.chunks import Chunk, EmbedChunk, GenerateChunk, Tally
 from batch_sdk.engines.base import EngineInfo, Task
@@ -136,12 +137,13 @@ class EmbedPlan(Plan):
         return output_schema(self._kept_fields, embed_fields(self._job, size), "embedding_column")
 
     def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
-        """Put the length of the vectors in."""
+        """Put the length of the vectors and the text of the prompt in."""
         if info.embedding_size is None:
             raise EngineError(f"the model {info.model!r} gives no embeddings", "an embedding model")
-        return self._schema(info.embedding_size), partial(self._chunk, info.embedding_size, tally)
+        prompt = _prompt_text(self._job.prompt_name, info)
+        return self._schema(info.embedding_size), partial(self._chunk, info.embedding_size, prompt, tally)
 
-    def _chunk(self, size: int, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
+    def _chunk(self, size: int, prompt: str, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
         job = self._job
         return EmbedChunk(
             position,
@@ -153,5 +155,21 @@ class EmbedPlan(Plan):
             block_rows=job.block_rows,
             normalize=job.normalize,
             truncate=job.truncate,
+            prompt=prompt,
             embedding_type=job.embedding_type,
         )
+
+
+def _prompt_text(name: str | None, info: EngineInfo) -> str:
+    if info.checkpoint is None:
+        if name is None:
+            return ""
+        raise OptionError(
+            f"prompt_name={name!r}, but the engine knows no prompts of the model {info.model!r}",
+            "engine 'sglang' and a sentence-transformers checkpoint",
+            "drop prompt_name, and write the prompt into the texts",
+        )
+    try:
+        return prompt_text(info.checkpoint, name)
+    except ValueError as error:
+        raise OptionError(f"prompt_name={name!r}: {error}") from error

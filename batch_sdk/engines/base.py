@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from arctic_sglang.embedding.checkpoint import PoolingSpec
 from batch_sdk.errors import RowError
 from batch_sdk.truncation import OnTooLong
 
@@ -113,12 +114,15 @@ class EngineInfo:
         max_input_tokens: longest input in tokens; None if there is no known limit.
         has_chat_template: whether prompts may be lists of messages.
         embedding_size: floats in a vector; None for a generating engine.
+        checkpoint: what an embedding model's sentence-transformers files say; None where the engine does not read
+            them, or there are none.
     """
 
     model: str
     max_input_tokens: int | None = None
     has_chat_template: bool = False
     embedding_size: int | None = None
+    checkpoint: PoolingSpec | None = None
 
 
 class Engine(ABC):
