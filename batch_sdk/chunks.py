@@ -271,7 +271,9 @@ class EmbedChunk(Chunk):
             if rows:
                 first = self.position + rows[0]
                 self._blocks[first] = rows
-                requests.append(EmbedRequest(first, [self._prompt + self._texts[row] for row in rows], self._truncate))
+                requests.append(
+                    EmbedRequest(first, [self._prompt + self._texts[row] for row in rows], self._truncate)
+                )
             self.taken += count
             room -= count
         self._finish(failed)

@@ -207,7 +207,9 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser], *,
     emb.add_argument(
         "--truncate", action="store_true", help="cut texts over the model's window; default: an error row"
     )
-    emb.add_argument("--prompt-name", metavar="NAME", help="the checkpoint's prompt to put in front of every text")
+    emb.add_argument(
+        "--prompt-name", metavar="NAME", help="the checkpoint's prompt to put in front of every text"
+    )
     emb.add_argument("--embedding-column", default="embedding", metavar="NAME", help="(%(default)s)")
     emb.add_argument(
         "--embedding-type",

@@ -11,13 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from arctic_sglang.embedding.checkpoint import PoolingSpec
 from batch_sdk.errors import RowError
 from batch_sdk.truncation import OnTooLong
+
+if TYPE_CHECKING:
+    from arctic_sglang.embedding.checkpoint import PoolingSpec
 
 Task = Literal["generate", "embed"]
 Message = dict[str, str]

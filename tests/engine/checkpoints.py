@@ -44,7 +44,9 @@ def write(checkpoint: Checkpoint, folder: Path, corpus: list[str]) -> str:
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     if checkpoint.model == "qwen3":
-        config["architectures"] = ["Qwen3ForCausalLM"]  # as Qwen3-Embedding, whose weights have no head either
+        config["architectures"] = [
+            "Qwen3ForCausalLM"
+        ]  # as Qwen3-Embedding, whose weights have no head either
     if checkpoint.dimensions:
         config["matryoshka_dimensions"] = list(checkpoint.dimensions)
     (folder / "config.json").write_text(json.dumps(config))
@@ -101,7 +103,11 @@ def _tokenizer(checkpoint: Checkpoint, corpus: list[str]):
             "<s> $A </s>",
             {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
         ),
-        "qwen3": (["<|endoftext|>"], "$A <|endoftext|>", dict.fromkeys(("pad_token", "eos_token"), "<|endoftext|>")),
+        "qwen3": (
+            ["<|endoftext|>"],
+            "$A <|endoftext|>",
+            dict.fromkeys(("pad_token", "eos_token"), "<|endoftext|>"),
+        ),
     }[checkpoint.model]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -13,7 +13,8 @@ from tests.engine.checkpoints import Checkpoint, write
 
 HELD_OUT = Path(__file__).parents[2] / "examples" / "tiny_lm" / "heldout.jsonl"
 ODD = [
-    "", " ", "\n\t", "a", "Grüße aus Zürich", "日本語の文章です。", "🙂🙃" * 10, "a" * 3000, "\u200b\u200d", "مرحبا بالعالم",
+    "", " ", "\n\t", "a", "Grüße aus Zürich", "日本語の文章です。", "🙂🙃" * 10, "a" * 3000, "\u200b\u200d",
+    "مرحبا بالعالم",
 ]  # fmt: skip
 PROMPTS = {"query": "Represent this sentence for searching relevant passages: ", "document": ""}
 
@@ -66,14 +67,14 @@ def served(request, texts, tmp_path_factory):
 
 def embed(texts, engine, **options):
     """Vectors of the rows without an error, and the whole table."""
-    table = batch_sdk.embed(
-        pa.table({"text": texts}), column="text", model=engine, progress=False, **options
-    )
+    table = batch_sdk.embed(pa.table({"text": texts}), column="text", model=engine, progress=False, **options)
     return np.stack(table["embedding"].drop_null().to_numpy(zero_copy_only=False)), table
 
 
 def assert_equal(vectors, expected):
-    cosine = (vectors * expected).sum(axis=1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(expected, axis=1)
+    cosine = (
+        (vectors * expected).sum(axis=1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(expected, axis=1)
+    )
     assert cosine.min() > 0.99999, f"row {int(cosine.argmin())}: cosine {cosine.min():.7f}"
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
