@@ -187,6 +187,8 @@ def _set_embedding(args: Any) -> None:
         raise ValueError(msg)
     if args.embedding_step_tokens is None:
         args.embedding_step_tokens = road.step_tokens(vendor.accelerator())
+    if args.max_total_tokens is None and args.mem_fraction_static is None:
+        args.max_total_tokens = road.CACHE_TOKENS
 
 
 def _set_swiftkv(args: Any) -> None:

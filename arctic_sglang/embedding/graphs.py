@@ -37,9 +37,10 @@ class Graphs:
         """The body's output for a step, `[tokens, width]`; it holds until the next step of the same size."""
         tokens, rows = len(step.ids), len(step.lengths)
         at = bisect_left(_TOKENS, tokens)
-        if at == len(_TOKENS) or rows > _rows(_TOKENS[at]) or step.max_length > _MAX_LENGTH:
+        captured = self._captured.get(_TOKENS[at]) if at < len(_TOKENS) else None
+        if captured is None or rows > _rows(_TOKENS[at]) or step.max_length > _MAX_LENGTH:
             return self._body(step)
-        graph, inputs, out = self._captured[_TOKENS[at]]
+        graph, inputs, out = captured
         inputs.ids[:tokens].copy_(step.ids)
         inputs.positions[:tokens].copy_(step.positions)
         inputs.bounds[: rows + 1].copy_(step.bounds)

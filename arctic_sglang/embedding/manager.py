@@ -31,10 +31,10 @@ def after_init(_result: None, manager: Any, *_args: Any, **_kwargs: Any) -> None
     manager.arctic_front = None
     if not args.enable_fast_embedding:  # of another engine in a process that has had one with the flag
         return
-    manager.arctic_front = FrontDoor(
-        step_tokens=args.embedding_step_tokens,
-        max_tokens=manager.context_len - manager.num_reserved_tokens - 1,
-    )
+    pooling = args._arctic.pooling
+    # SGLang's own bounds are exclusive and would cost a text of the model's whole window its last token.
+    window = (pooling and pooling.max_input_tokens) or manager.context_len
+    manager.arctic_front = FrontDoor(step_tokens=args.embedding_step_tokens, max_tokens=window)
     manager.arctic_front.add(Instance("0", manager._dispatch_to_scheduler))
     manager._result_dispatcher += vendor.TypeBasedDispatcher([(BlockVectors, manager.arctic_front.answer)])
 

@@ -10,6 +10,10 @@ from typing import Any
 _GPU_STEP_TOKENS = 16384
 _CPU_STEP_TOKENS = 4096
 
+# Slots of the KV cache where none are asked for: this road needs none, and SGLang's own, which stays for what the
+# road does not do, needs room for some requests, not for most of the GPU.
+CACHE_TOKENS = 131072
+
 # Setting -> (what it has to be, why).
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "tokenizer_worker_num": ((1,), "the front door stands in one process"),
