@@ -200,6 +200,7 @@ def embed(
     executor_options: Mapping[str, Any] | None = None,
     normalize: bool = False,
     truncate: bool = False,
+    prompt_name: str | None = None,
     keep: Sequence[str] | None = None,
     embedding_column: str = "embedding",
     embedding_type: VectorType = "float32",
@@ -229,6 +230,8 @@ def embed(
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
         truncate: cut texts that are longer than the model's window, as sentence-transformers does. By
             default such a row is a `too_long` error.
+        prompt_name: prompt of the checkpoint ("query", say) to put in front of every text. By default that is the
+            checkpoint's own default, as in sentence-transformers; most have none. Engine "sglang" alone.
         embedding_column: name of the vector column.
         embedding_type: "float32"; "float16"; "int8", each vector divided by a scale of its own, in the column
             `embedding_scale` (float32); "binary", one bit a component, set where it is above 0, eight in a byte,
@@ -247,6 +250,7 @@ def embed(
         column=column,
         normalize=normalize,
         truncate=truncate,
+        prompt_name=prompt_name,
         embedding_column=embedding_column,
         embedding_type=embedding_type,
         block_rows=block_rows,

@@ -237,10 +237,12 @@ class EmbedChunk(Chunk):
         block_rows: int,
         normalize: bool,
         truncate: bool,
+        prompt: str,
         embedding_type: VectorType,
     ) -> None:
         super().__init__(position, batch, kept, tally)
         self._truncate = truncate
+        self._prompt = prompt
         self._embedding_type = embedding_type
         self._texts = _values(batch.column(column))
         self._block_rows = block_rows
@@ -269,7 +271,9 @@ class EmbedChunk(Chunk):
             if rows:
                 first = self.position + rows[0]
                 self._blocks[first] = rows
-                requests.append(EmbedRequest(first, [self._texts[row] for row in rows], self._truncate))
+                requests.append(
+                    EmbedRequest(first, [self._prompt + self._texts[row] for row in rows], self._truncate)
+                )
             self.taken += count
             room -= count
         self._finish(failed)

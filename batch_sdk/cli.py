@@ -207,6 +207,9 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser], *,
     emb.add_argument(
         "--truncate", action="store_true", help="cut texts over the model's window; default: an error row"
     )
+    emb.add_argument(
+        "--prompt-name", metavar="NAME", help="the checkpoint's prompt to put in front of every text"
+    )
     emb.add_argument("--embedding-column", default="embedding", metavar="NAME", help="(%(default)s)")
     emb.add_argument(
         "--embedding-type",
@@ -268,6 +271,7 @@ def _job_options(args: argparse.Namespace, job: str) -> dict[str, Any]:
         "column": args.column,
         "normalize": args.normalize,
         "truncate": args.truncate,
+        "prompt_name": args.prompt_name,
         "embedding_column": args.embedding_column,
         "embedding_type": args.embedding_type,
         "block_rows": args.block_rows,

@@ -183,6 +183,7 @@ class EmbedJob(Job):
         column: the text column.
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
         truncate: cut a text that is longer than the model's window, instead of a `too_long` error.
+        prompt_name: prompt of the checkpoint to put in front of every text; None: its default, if it has one.
         embedding_column: name of the column with the vectors.
         embedding_type: "float32", "float16", "int8" or "binary"; see `vectors.vector_arrays`.
         block_rows: rows sent to the engine as one request; at most `window_rows`.
@@ -191,6 +192,7 @@ class EmbedJob(Job):
     column: str
     normalize: bool = False
     truncate: bool = False
+    prompt_name: str | None = None
     embedding_column: str = "embedding"
     embedding_type: VectorType = "float32"
     block_rows: int = 64
@@ -200,6 +202,8 @@ class EmbedJob(Job):
         _text("column", self.column)
         _text("embedding_column", self.embedding_column)
         _positive("block_rows", self.block_rows)
+        if self.prompt_name is not None:
+            _text("prompt_name", self.prompt_name)
         for name in ("normalize", "truncate"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r}", "True or False")

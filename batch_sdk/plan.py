@@ -130,18 +130,24 @@ class EmbedPlan(Plan):
         self._job = job
         check_text_column(schema, job.column)
         self._set_read(schema, (job.column,))
-        self.provisional = self._schema(1)
+        self.provisional = self._with_size(1)
 
-    def _schema(self, size: int) -> pa.Schema:
+    def schema(self, info: EngineInfo) -> pa.Schema:
+        """Return the final output schema. Raises `EngineError` if the model does not embed."""
+        if info.embedding_size is None:
+            raise EngineError(f"the model {info.model!r} gives no embeddings", "an embedding model")
+        return self._with_size(info.embedding_size)
+
+    def _with_size(self, size: int) -> pa.Schema:
         return output_schema(self._kept_fields, embed_fields(self._job, size), "embedding_column")
 
     def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
-        """Put the length of the vectors in."""
-        if info.embedding_size is None:
-            raise EngineError(f"the model {info.model!r} gives no embeddings", "an embedding model")
-        return self._schema(info.embedding_size), partial(self._chunk, info.embedding_size, tally)
+        """Put the length of the vectors and the text of the prompt in."""
+        schema = self.schema(info)
+        prompt = _prompt_text(self._job.prompt_name, info)
+        return schema, partial(self._chunk, info.embedding_size, prompt, tally)
 
-    def _chunk(self, size: int, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
+    def _chunk(self, size: int, prompt: str, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
         job = self._job
         return EmbedChunk(
             position,
@@ -153,5 +159,24 @@ class EmbedPlan(Plan):
             block_rows=job.block_rows,
             normalize=job.normalize,
             truncate=job.truncate,
+            prompt=prompt,
             embedding_type=job.embedding_type,
         )
+
+
+def _prompt_text(name: str | None, info: EngineInfo) -> str:
+    if info.checkpoint is None:
+        if name is None:
+            return ""
+        raise OptionError(
+            f"prompt_name={name!r}, but the engine knows no prompts of the model {info.model!r}",
+            "engine 'sglang' and a sentence-transformers checkpoint",
+            "drop prompt_name, and write the prompt into the texts",
+        )
+    # The engine that read the checkpoint has imported it already; other jobs need none of it.
+    from arctic_sglang.embedding.checkpoint import prompt_text
+
+    try:
+        return prompt_text(info.checkpoint, name)
+    except ValueError as error:
+        raise OptionError(f"prompt_name={name!r}: {error}") from error

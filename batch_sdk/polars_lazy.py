@@ -149,10 +149,10 @@ class _Query:
         """Return the output's columns and dtypes."""
         if self._schema is None:
             arrow = self._plan.provisional
-            if isinstance(self._job, EmbedJob):
+            if isinstance(self._plan, EmbedPlan):
                 if self._size is None:
                     self._size = self._lender.info().embedding_size
-                arrow, _ = self._plan.bind(EngineInfo(self._job.model, embedding_size=self._size), Tally())
+                arrow = self._plan.schema(EngineInfo(self._job.model, embedding_size=self._size))
             self._schema = self._source.restore(arrow.empty_table()).schema
         return self._schema
 

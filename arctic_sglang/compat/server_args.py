@@ -18,14 +18,12 @@ from arctic_sglang.compat.seams import SEAMS, Role, seams_of
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding import road
-from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError, read_pooling
+from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
 from swiftkv import limits
 from swiftkv.layout import Layout
 
 logger = logging.getLogger(__name__)
-
-_POOLING_FILES = ["modules.json", "sentence_bert_config.json", "*_Pooling/config.json", "config.json"]
 
 
 def _flag_fields() -> list[tuple[str, Any, Any]]:
@@ -141,7 +139,7 @@ def _checkpoint_folder(model_path: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_path, revision=revision, allow_patterns=_POOLING_FILES))
+        return Path(snapshot_download(model_path, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         msg = f"the pooling files of {model_path} cannot be fetched ({type(error).__name__}: {error})"
         raise UnsupportedCheckpointError(msg) from error
@@ -164,8 +162,6 @@ def _set_cpu_defaults(args: Any, threads: int) -> None:
 
 
 def _set_pooling_defaults(args: Any, pooling: PoolingSpec) -> None:
-    if args.context_length is None and pooling.context_length is not None:
-        args.context_length = pooling.context_length
     if pooling.needs_whole_text:
         # A cached prefix or an earlier chunk leaves no token vectors behind to pool, and in an encoder a
         # prefix's keys and values depend on what follows it.

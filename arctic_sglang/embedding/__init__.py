@@ -1,1 +1,1 @@
-"""Embeddings: what a checkpoint says (`checkpoint`, pure), the arithmetic (`pool`), the pooler (`pooling`)."""
+"""Embeddings: what a checkpoint says (`checkpoint`, pure), its arithmetic (`pool`, `head`), the pooler (`pooling`)."""

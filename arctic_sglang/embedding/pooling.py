@@ -7,39 +7,39 @@ import torch
 
 from arctic_sglang.compat import vendor
 from arctic_sglang.embedding.checkpoint import PoolingSpec
-from arctic_sglang.embedding.pool import pool
+from arctic_sglang.embedding.head import EmbeddingHead
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointPooler(vendor.Pooler):
-    """SGLang's pooler interface over `pool`: pools, cuts to Matryoshka `dimensions`, normalises."""
+    """SGLang's pooler interface over `EmbeddingHead`."""
 
-    def __init__(self, spec: PoolingSpec) -> None:
-        super().__init__(vendor.PoolingType[spec.mode.upper()], spec.normalize)
-        self.spec = spec
+    def __init__(self, head: EmbeddingHead) -> None:
+        super().__init__(vendor.PoolingType[head.spec.mode.upper()], head.spec.normalize)
+        self.head = head
 
     def forward(self, hidden_states: torch.Tensor, forward_batch: Any) -> Any:
-        """Pools `hidden_states` `[tokens, width]` into float32 vectors, a list if their widths differ."""
+        """Makes float32 vectors of `hidden_states` `[tokens, width]`, a list if their widths differ."""
         lengths = forward_batch.extend_seq_lens
         hidden_states = hidden_states[: sum(forward_batch.extend_seq_lens_cpu)]  # without padding rows
-        vectors = pool(self.spec.mode, hidden_states, lengths)
-        widths = forward_batch.dimensions
+        vectors = self.head(hidden_states, lengths)
+        # SGLang gives a request that names no dimensions, beside one that does, the model's own width.
+        own = hidden_states.shape[1]
+        widths = forward_batch.dimensions and [None if n == own else n for n in forward_batch.dimensions]
         if widths is None:
-            return vendor.EmbeddingPoolerOutput(embeddings=self._scaled(vectors))
-        rows = [self._scaled(row[:width]) for row, width in zip(vectors, widths, strict=True)]
-        same = len(set(widths)) == 1
-        return vendor.EmbeddingPoolerOutput(embeddings=torch.stack(rows) if same else rows)
-
-    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(vectors, p=2, dim=-1) if self.spec.normalize else vectors
+            return vendor.EmbeddingPoolerOutput(embeddings=self.head.finish(vectors))
+        if len(set(widths)) == 1:
+            return vendor.EmbeddingPoolerOutput(embeddings=self.head.finish(vectors, widths[0]))
+        rows = [self.head.finish(row, width) for row, width in zip(vectors, widths, strict=True)]
+        return vendor.EmbeddingPoolerOutput(embeddings=rows)
 
 
 def after_load_model(_result: None, runner: Any) -> None:
     """Puts the pooler that was asked for into the model that was just loaded.
 
     Raises:
-        ValueError: the model has no pooler to replace.
+        ValueError: the model has no pooler to replace, or a Dense layer's weights are not what its config says.
     """
     spec: PoolingSpec = runner.server_args._arctic.pooling
     if not isinstance(getattr(runner.model, "pooler", None), vendor.Pooler):
@@ -48,5 +48,6 @@ def after_load_model(_result: None, runner: Any) -> None:
             " --embedding-pooling stock to keep what the model does"
         )
         raise ValueError(msg)
-    runner.model.pooler = CheckpointPooler(spec)
-    logger.info("arctic-sglang: %s pooling%s", spec.mode, ", normalised" if spec.normalize else "")
+    runner.model.pooler = CheckpointPooler(EmbeddingHead(spec, runner.device))
+    dense = "".join(f", {layer.activation} to {layer.out_features}" for layer in spec.dense)
+    logger.info("arctic-sglang: %s pooling%s%s", spec.mode, dense, ", normalised" if spec.normalize else "")

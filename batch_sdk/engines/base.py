@@ -11,12 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from batch_sdk.errors import RowError
 from batch_sdk.truncation import OnTooLong
+
+if TYPE_CHECKING:
+    from arctic_sglang.embedding.checkpoint import PoolingSpec
 
 Task = Literal["generate", "embed"]
 Message = dict[str, str]
@@ -113,12 +116,15 @@ class EngineInfo:
         max_input_tokens: longest input in tokens; None if there is no known limit.
         has_chat_template: whether prompts may be lists of messages.
         embedding_size: floats in a vector; None for a generating engine.
+        checkpoint: what an embedding model's sentence-transformers files say; None where the engine does not read
+            them, or there are none.
     """
 
     model: str
     max_input_tokens: int | None = None
     has_chat_template: bool = False
     embedding_size: int | None = None
+    checkpoint: PoolingSpec | None = None
 
 
 class Engine(ABC):

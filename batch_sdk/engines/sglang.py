@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,9 @@ class SGLangEngine(Engine):
         if error is not None:
             raise EngineError(f"the engine cannot do its first request: {error.message}")
         size = result.vectors.shape[1] if isinstance(result, EmbedResult) else None
-        return EngineInfo(info.model, info.max_input_tokens, info.has_chat_template, size)
+        decision = getattr(self._engine.server_args, "_arctic", None)
+        checkpoint = None if decision is None else decision.pooling
+        return replace(info, embedding_size=size, checkpoint=checkpoint)
 
     def _limit(self) -> int | None:
         manager = self._engine.tokenizer_manager

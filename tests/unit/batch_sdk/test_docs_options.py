@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_examples_run(folder, capsys):
-    assert len(COMMANDS) == 20
+    assert len(COMMANDS) == 21
     for command in COMMANDS:
         _, *args = shlex.split(command, comments=True)
         if args == ["--version"]:
