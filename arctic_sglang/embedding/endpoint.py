@@ -6,16 +6,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arctic_sglang.embedding import openai_api
 from arctic_sglang.embedding.front import EmbeddingFailedError
-from arctic_sglang.embedding.metrics import RoadMetrics
 from arctic_sglang.embedding.openai_api import EmbeddingCall
 from arctic_sglang.embedding.service import EmbeddingService
 from arctic_sglang.embedding.tokens import InputError
+
+if TYPE_CHECKING:  # prometheus_client looks at the environment when it is imported, so it is imported late
+    from arctic_sglang.embedding.metrics import RoadMetrics
 
 logger = logging.getLogger(__name__)
 

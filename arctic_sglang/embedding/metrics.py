@@ -25,7 +25,9 @@ class RoadMetrics:
             [*labels, "outcome"],
             registry=registry,
         )
-        self._rows = Counter(f"{_PREFIX}_rows_total", "Rows embedded", labels, registry=registry).labels(model)
+        self._rows = Counter(f"{_PREFIX}_rows_total", "Rows embedded", labels, registry=registry).labels(
+            model
+        )
         self._tokens = Counter(
             f"{_PREFIX}_prompt_tokens_total", "Tokens of rows embedded", labels, registry=registry
         ).labels(model)

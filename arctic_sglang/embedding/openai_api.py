@@ -58,14 +58,20 @@ def parse(body: bytes) -> EmbeddingCall | None:
     get = fields.get
     model = get("model")
     texts, ids = _inputs(get("input"))
-    if (texts is None and ids is None) or any(get(name) is not None for name in _OTHERS) or _names_adapter(model):
+    if (
+        (texts is None and ids is None)
+        or any(get(name) is not None for name in _OTHERS)
+        or _names_adapter(model)
+    ):
         for name in ("truncate", "prompt_name"):
             if get(name) is not None:
                 msg = f"{name} is for plain texts without {', '.join(_OTHERS)} or an adapter in the model's name"
                 raise InputError(msg)
         return None
     call = EmbeddingCall(texts, ids, model)
-    call.base64 = _choice("encoding_format", get("encoding_format"), {None: False, "float": False, "base64": True})
+    call.base64 = _choice(
+        "encoding_format", get("encoding_format"), {None: False, "float": False, "base64": True}
+    )
     call.truncate = _choice("truncate", get("truncate"), _TRUNCATE)
     call.dimensions = get("dimensions")
     if call.dimensions is not None and type(call.dimensions) is not int:

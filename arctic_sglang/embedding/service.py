@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
@@ -21,10 +21,11 @@ class EmbeddingService:
     """Embeds texts and token ids of any number, on the event loop of the front door.
 
     Args:
-        front: the front door.
+        front: the front door, which knows the limits.
         tokenizing: the model's tokenizer; None for a server that takes token ids alone.
         vocabulary: ids below it are tokens.
-        prompts: the checkpoint's instruction prompts by name.
+        embed: stands for `front.embed` where something must be done around it.
+        prompt_text: what goes in front of texts for a prompt's name, and for None; raises ValueError.
         check_dimensions: raises ValueError for a number of components that the model does not give.
     """
 
@@ -34,12 +35,14 @@ class EmbeddingService:
         tokenizing: Tokenizing | None,
         *,
         vocabulary: int,
-        prompts: Mapping[str, str] | None = None,
+        embed: Callable[..., Awaitable[np.ndarray]] | None = None,
+        prompt_text: Callable[[str | None], str] | None = None,
         check_dimensions: Callable[[int], None] | None = None,
     ) -> None:
         self.front = front
         self.tokenizing = tokenizing
-        self.prompts = prompts or {}
+        self._embed = embed or front.embed
+        self._prompt_text = prompt_text
         self._vocabulary = vocabulary
         self._check_dimensions = check_dimensions
 
@@ -55,7 +58,7 @@ class EmbeddingService:
 
         Args:
             texts: any number; an empty text is embedded as its special tokens.
-            prompt_name: the checkpoint's prompt that is put before every text.
+            prompt_name: the checkpoint's prompt that is put before every text; None: its default, if it has one.
             truncate: cut texts that are too long; otherwise they are an error.
             dimensions: components to keep (Matryoshka); None keeps all.
 
@@ -71,8 +74,8 @@ class EmbeddingService:
             msg = "this server has no tokenizer (--skip-tokenizer-init); send token ids"
             raise InputError(msg)
         self._check(dimensions)
-        if prompt_name is not None:
-            prompt = self._prompt(prompt_name)
+        prompt = self._prompt(prompt_name)
+        if prompt:
             check_texts(texts)
             texts = [prompt + text for text in texts]
         parts: list[asyncio.Task[np.ndarray]] = []
@@ -86,11 +89,11 @@ class EmbeddingService:
                 lengths.append(rows.lengths)
                 row, tokens = row + rows.rows, tokens + rows.tokens
                 if tokens >= _PART_STEPS * self.front.step_tokens:
-                    parts.append(asyncio.create_task(self._embed(pending, dimensions)))
+                    parts.append(asyncio.create_task(self._part(pending, dimensions)))
                     pending, tokens = [], 0
                     if len(parts) >= _PARTS_AHEAD:
                         await parts[-_PARTS_AHEAD]
-            last = [await self._embed(pending, dimensions)] if pending or not parts else []
+            last = [await self._part(pending, dimensions)] if pending or not parts else []
             vectors = [*await asyncio.gather(*parts), *last]
         finally:
             for part in parts:
@@ -130,18 +133,19 @@ class EmbeddingService:
             )
             raise InputError(msg)
         rows = self._fitted(rows, 0, truncate)
-        return await self.front.embed(rows, dimensions=dimensions), rows.lengths
+        return await self._embed(rows, dimensions=dimensions), rows.lengths
 
-    async def _embed(self, parts: list[TokenRows], dimensions: int | None) -> np.ndarray:
+    async def _part(self, parts: list[TokenRows], dimensions: int | None) -> np.ndarray:
         rows = TokenRows.concatenate(parts or [TokenRows(_NONE, _NONE)])
-        return await self.front.embed(rows, dimensions=dimensions)
+        return await self._embed(rows, dimensions=dimensions)
 
-    def _prompt(self, name: str) -> str:
-        if name not in self.prompts:
-            known = ", ".join(map(repr, sorted(self.prompts))) or "none"
-            msg = f"prompt_name is {name!r}; this checkpoint's prompts: {known}"
-            raise InputError(msg)
-        return self.prompts[name]
+    def _prompt(self, name: str | None) -> str:
+        if self._prompt_text is None:
+            return ""
+        try:
+            return self._prompt_text(name)
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     def _check(self, dimensions: int | None) -> None:
         if dimensions is None or self._check_dimensions is None:

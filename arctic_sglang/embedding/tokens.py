@@ -104,9 +104,7 @@ class Tokenizing:
         if limit < len(self.opening) + len(self.closing):
             msg = f"a limit of {limit} tokens leaves no room for the tokenizer's special tokens"
             raise ValueError(msg)
-        return truncated(
-            rows, limit, opening=self.opening, closing=self.closing, from_left=self._from_left
-        )
+        return truncated(rows, limit, opening=self.opening, closing=self.closing, from_left=self._from_left)
 
     def close(self) -> None:
         """End the threads."""
