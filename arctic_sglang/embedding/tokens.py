@@ -130,16 +130,16 @@ def tokenize_slow(
     tokenizer: Any, texts: Sequence[str], *, limit: int | None = None, end_token: int | None = None
 ) -> TokenRows:
     """The specification of `Tokenizing`: transformers' own call, whose truncation makes room for the end token."""
-    rows = tokenizer(list(texts), verbose=False)["input_ids"] if len(texts) else []
-    lacks = [end_token is not None and row[-1:] != [end_token] for row in rows]
-    if limit is not None:
-        for index, text in enumerate(texts):
-            if len(rows[index]) + lacks[index] > limit:
-                kept = limit - lacks[index]
-                rows[index] = tokenizer(text, truncation=True, max_length=kept, verbose=False)["input_ids"]
-    return TokenRows.from_lists(
-        [[*row, end_token] if lack else row for row, lack in zip(rows, lacks, strict=True)]
-    )
+    rows = []
+    end = [] if end_token is None else [end_token]
+    for text in texts:
+        row = tokenizer(text, verbose=False)["input_ids"]
+        row += end if row[-1:] != end else []
+        if limit is not None and len(row) > limit:
+            row = tokenizer(text, truncation=True, max_length=limit - len(end), verbose=False)["input_ids"]
+            row += end if row[-1:] != end else []
+        rows.append(row)
+    return TokenRows.from_lists(rows)
 
 
 def token_rows(rows: Sequence[Sequence[int]]) -> TokenRows:
