@@ -17,6 +17,7 @@ from arctic_sglang.compat import vendor
 from arctic_sglang.embedding import openai_api, serving
 from arctic_sglang.embedding.endpoint import EmbeddingsEndpoint
 from arctic_sglang.embedding.front import EmbeddingFailedError
+from arctic_sglang.embedding.manager import around_generate_request, service_of
 from arctic_sglang.embedding.metrics import RoadMetrics
 from tests.unit.arctic_sglang.test_embedding_service import make
 from tests.unit.arctic_sglang.test_tokens import tiny
@@ -210,11 +211,12 @@ def sglang_app(monkeypatch):
 
 
 def manager_of(service, **flags) -> SimpleNamespace:
-    async def embed(rows, *, dimensions=None):
-        return await service.front.embed(rows, dimensions=dimensions)
-
     return SimpleNamespace(
-        arctic_front=SimpleNamespace(embed=embed, max_tokens=40, step_tokens=64),
+        arctic_front=service.front,
+        auto_create_handle_loop=lambda: None,
+        is_pause=False,
+        is_pause_cond=asyncio.Condition(),
+        model_update_lock=SimpleNamespace(reader_lock=asyncio.Lock()),
         model_config=SimpleNamespace(vocab_size=258, is_embedding_gemma=False),
         tokenizer=tiny("<s> $A </s>"),
         served_model_name="served",
@@ -226,11 +228,10 @@ def manager_of(service, **flags) -> SimpleNamespace:
     )
 
 
-def test_the_route_is_ahead_of_sglangs_and_falls_back_to_it(sglang_app, monkeypatch):
+def test_the_route_is_ahead_of_sglangs_and_falls_back_to_it(sglang_app):
     manager = manager_of(make())
-    monkeypatch.setattr(serving.road, "embed", lambda m, rows, **more: m.arctic_front.embed(rows, **more))
     serving.after_set_global_state(None, SimpleNamespace(tokenizer_manager=manager))
-    assert serving.service_of(manager) is serving.service_of(manager)
+    assert service_of(manager) is service_of(manager)
 
     async def ask(method="POST", **options):
         transport = httpx.ASGITransport(sglang_app)
@@ -251,6 +252,20 @@ def test_the_route_is_ahead_of_sglangs_and_falls_back_to_it(sglang_app, monkeypa
     assert getattr(child["endpoint"], "_auth_level", None) is None
     manager.request_logger.log_requests = True
     assert asyncio.run(ask(json={"input": "a"})).json() == {"stock": {"input": "a"}}
+
+
+def test_sglangs_own_requests_get_lists():
+    manager = manager_of(make())
+
+    async def ask(**fields):
+        request = vendor.EmbeddingReqInput(**fields)
+        return await around_generate_request(None, manager, request).__anext__()
+
+    found = asyncio.run(ask(text=["a", "bc"]))
+    assert [item["meta_info"]["prompt_tokens"] for item in found] == [3, 4]
+    assert [type(item["embedding"]) for item in found] == [list, list]
+    assert asyncio.run(ask(input_ids=[1, 2, 3]))["embedding"][:3] == [3, 6, 3]
+    assert asyncio.run(ask(text="a"))["embedding"] == found[0]["embedding"]
 
 
 def test_a_manager_without_a_front_door_keeps_sglangs_route(sglang_app):
