@@ -9,6 +9,7 @@ from typing import Any
 
 _NAMES = {
     "add_prefix": "sglang.srt.utils.common",
+    "app": "sglang.srt.entrypoints.http_server",
     "Arg": "sglang.srt.arg_groups.arg_utils",
     "ColumnParallelLinear": "sglang.srt.layers.linear",
     "AttentionBackend": "sglang.srt.layers.attention.base_attn_backend",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ import numpy as np
 from arctic_sglang.compat import vendor
 from arctic_sglang.embedding.front import FrontDoor, Instance
 from arctic_sglang.embedding.rows import TokenRows
+from arctic_sglang.embedding.service import EmbeddingService
+from arctic_sglang.embedding.tokens import Tokenizing
 from arctic_sglang.embedding.wire import BlockVectors
 
 # What a request may say and still take this road. Anything else that is set needs SGLang's own.
@@ -48,6 +52,36 @@ async def embed(manager: Any, rows: TokenRows, *, dimensions: int | None = None)
         return await manager.arctic_front.embed(rows, dimensions=dimensions)
 
 
+def service_of(manager: Any) -> EmbeddingService:
+    """The service of a tokenizer manager that has a front door, made at its first use."""
+    found: EmbeddingService | None = getattr(manager, "arctic_service", None)
+    if found is None:
+        config, tokenizer = manager.model_config, manager.tokenizer
+        end_token = tokenizer.eos_token_id if tokenizer is not None and config.is_embedding_gemma else None
+        found = manager.arctic_service = EmbeddingService(
+            manager.arctic_front,
+            None if tokenizer is None else Tokenizing(tokenizer, end_token=end_token),
+            vocabulary=config.vocab_size,
+            embed=partial(embed, manager),
+            prompt_text=partial(_prompt_text, manager.server_args._arctic.pooling),
+            check_dimensions=lambda n: manager._validate_for_matryoshka_dim(SimpleNamespace(dimensions=n)),
+        )
+    return found
+
+
+def _prompt_text(pooling: Any, name: str | None) -> str:
+    """The checkpoint's prompt of this name; for None its default prompt, or nothing."""
+    prompts: dict[str, str] = getattr(pooling, "prompts", None) or {}
+    wanted = getattr(pooling, "default_prompt_name", None) if name is None else name
+    if wanted is None:
+        return ""
+    if wanted not in prompts:
+        known = ", ".join(map(repr, prompts)) or "none"
+        msg = f"prompt name {wanted!r} is not one of the checkpoint's prompts; it has: {known}"
+        raise ValueError(msg)
+    return prompts[wanted]
+
+
 def takes(request: Any) -> bool:
     """Whether a request to SGLang's tokenizer manager can take the vectorised road."""
     if not isinstance(request, vendor.EmbeddingReqInput):
@@ -68,17 +102,18 @@ def around_generate_request(
 
 async def _answer(manager: Any, obj: Any) -> AsyncIterator[Any]:
     obj.normalize_batch_and_arguments()
-    ids = obj.input_ids
+    service = service_of(manager)
+    what = {"truncate": manager.server_args.allow_auto_truncate, "dimensions": obj.dimensions}
     if obj.text is not None:
-        texts = [obj.text] if obj.is_single else obj.text
-        ids = manager.tokenizer(texts)["input_ids"]
-    elif obj.is_single:
-        ids = [ids]
-    rows = TokenRows.from_lists(ids)
-    vectors = await embed(manager, rows, dimensions=obj.dimensions)
+        vectors, lengths = await service.embed_texts([obj.text] if obj.is_single else obj.text, **what)
+    else:
+        vectors, lengths = await service.embed_ids(
+            [obj.input_ids] if obj.is_single else obj.input_ids, **what
+        )
     names = [obj.rid] if obj.is_single else obj.rid
+    # Lists, as SGLang gives: its routes hand them to JSON.
     found = [
-        {"embedding": vector, "meta_info": {"id": name, "finish_reason": None, "prompt_tokens": int(tokens)}}
-        for vector, name, tokens in zip(vectors, names, rows.lengths, strict=True)
+        {"embedding": vector, "meta_info": {"id": name, "finish_reason": None, "prompt_tokens": tokens}}
+        for vector, name, tokens in zip(vectors.tolist(), names, lengths.tolist(), strict=True)
     ]
     yield found[0] if obj.is_single else found
