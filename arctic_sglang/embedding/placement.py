@@ -14,14 +14,6 @@ SHARED_CACHE_TOKENS = 131_072
 # Half a lifetime: SGLang's watchdog ends the whole server, and our own looks after further instances.
 _NO_WATCHDOG_SECONDS = 1e9
 
-_SINGLE = {
-    "tp_size": "tensor parallelism",
-    "pp_size": "pipeline parallelism",
-    "dp_size": "SGLang's data parallelism",
-    "nnodes": "several machines",
-    "tokenizer_worker_num": "several tokenizer workers",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -53,14 +45,12 @@ def usable_gpus(visible: int, base: int, step: int) -> list[int]:
 
 
 def refusals(settings: Mapping[str, Any]) -> list[str]:
-    """Why replicas cannot be had with these server arguments, one sentence each; empty if they can."""
-    found = [
-        f"--{name.replace('_', '-')} {settings[name]}: {what} and --embedding-replicas exclude each other"
-        for name, what in _SINGLE.items()
-        if settings[name] > 1
-    ]
+    """Why replicas cannot be had with these server arguments, a line each; empty if they can."""
+    found = []
+    if settings["tp_size"] > 1:
+        found.append(f"--tp-size {settings['tp_size']}: an instance is one process, on one GPU")
     if settings["enable_memory_saver"]:
-        found.append("--enable-memory-saver: it releases and resumes the first instance's memory alone")
+        found.append("--enable-memory-saver: it releases the first instance's memory alone")
     return found
 
 
