@@ -1,5 +1,7 @@
 """The vectorised road's rows of the table of seams."""
 
+from dataclasses import replace
+
 from arctic_sglang.compat.seam import Kind, Role, Seam
 from arctic_sglang.features import Feature
 
@@ -19,6 +21,10 @@ def _call(name: str, target: str, why: str, **what: tuple[str, ...]) -> Seam:
         exit=_EXIT,
         **what,
     )
+
+
+def _main(name: str, target: str, why: str, **what: tuple[str, ...]) -> Seam:
+    return replace(_call(name, target, why, **what), roles=_MAIN)
 
 
 ROWS: tuple[Seam, ...] = (
@@ -141,6 +147,81 @@ ROWS: tuple[Seam, ...] = (
         roles=_MAIN,
         why="What a request asks for decides which road it takes.",
         exit=_EXIT,
+    ),
+    Seam(
+        id="embedding.replicas_ready",
+        target="sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
+        kind=Kind.AFTER,
+        feature=Feature.EMBEDDING,
+        hook="arctic_sglang.embedding.workers:after_launch",
+        params=("cls",),
+        roles=_MAIN,
+        why="Engine and HTTP server alike wait here for their scheduler; replicas load meanwhile.",
+        exit=_EXIT,
+    ),
+    Seam(
+        id="embedding.replicas_serve",
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager.auto_create_handle_loop",
+        kind=Kind.AFTER,
+        feature=Feature.EMBEDDING,
+        hook="arctic_sglang.embedding.workers:after_handle_loop",
+        params=("self",),
+        roles=_MAIN,
+        why="The first moment with a running loop on which replicas can be looked after.",
+        exit=_EXIT,
+    ),
+    Seam(
+        id="embedding.replicas_end",
+        target="sglang.srt.entrypoints.engine.Engine.shutdown",
+        kind=Kind.BEFORE,
+        feature=Feature.EMBEDDING,
+        hook="arctic_sglang.embedding.workers:before_shutdown",
+        params=("self",),
+        roles=_MAIN,
+        why="It kills every child process; replicas must not be started again then.",
+        exit=_EXIT,
+    ),
+    _main("ports", "sglang.srt.server_args.PortArgs", "The sockets of a replica.",
+          members=("init_new", "scheduler_input_ipc_name", "tokenizer_ipc_name")),
+    _main("arguments", "sglang.srt.server_args.ServerArgs", "A replica's differ from the first instance's.",
+          members=("override", "base_gpu_id", "gpu_id_step", "cuda_graph_config", "max_total_tokens")),
+    _main("device_id", "sglang.srt.utils.common.maybe_reindex_device_id",
+          "A process may be shown its own GPU alone.", params=("gpu_id",)),
+    _main("socket", "sglang.srt.utils.network.get_zmq_socket", "SGLang's settings of a socket.",
+          params=("context", "socket_type", "endpoint", "bind")),
+    _main("send", "sglang.srt.managers.io_struct.sock_send", "Messages as SGLang's schedulers read them.",
+          params=("socket", "obj", "flags")),
+    _main("receive", "sglang.srt.managers.io_struct.async_sock_recv", "Messages as its schedulers write them.",
+          params=("socket", "flags")),
+    _call(
+        "replica",
+        "sglang.srt.managers.scheduler.Scheduler",
+        "A replica is a scheduler in a process of ours, since SGLang's entry ends the server when it fails.",
+        params=(
+            "server_args", "port_args", "gpu_id", "tp_rank", "moe_ep_rank", "pp_rank", "attn_cp_rank", "moe_dp_rank",
+            "dp_rank",
+        ),
+        members=("get_init_info", "run_event_loop"),
+    ),
+    _call(
+        "replica_process",
+        "sglang.srt.managers.scheduler.configure_scheduler_process",
+        "Ties a replica's life to the server's, and binds it to cores as SGLang does.",
+        params=(
+            "server_args", "gpu_id", "tp_rank", "attn_cp_rank", "moe_dp_rank", "moe_ep_rank", "pp_rank", "dp_rank",
+        ),
+    ),
+    _call(
+        "replica_log",
+        "sglang.srt.utils.common.configure_logger",
+        "A replica's log lines say which one it is.",
+        params=("server_args", "prefix"),
+    ),
+    _call(
+        "replica_config",
+        "sglang.srt.runtime_context.publish",
+        "A scheduler reads its configuration from there.",
+        params=("server_args", "role"),
     ),
     _call(
         "scheduler_parts",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from arctic_sglang.compat import vendor
+from arctic_sglang.embedding import workers
 from arctic_sglang.embedding.front import FrontDoor, Instance
 from arctic_sglang.embedding.rows import TokenRows
 from arctic_sglang.embedding.service import EmbeddingService
@@ -40,6 +41,7 @@ def after_init(_result: None, manager: Any, *_args: Any, **_kwargs: Any) -> None
     window = (pooling and pooling.max_input_tokens) or manager.context_len
     manager.arctic_front = FrontDoor(step_tokens=args.embedding_step_tokens, max_tokens=window)
     manager.arctic_front.add(Instance("0", manager._dispatch_to_scheduler))
+    manager.arctic_replicas = workers.start(manager.arctic_front, args)
     manager._result_dispatcher += vendor.TypeBasedDispatcher([(BlockVectors, manager.arctic_front.answer)])
 
 

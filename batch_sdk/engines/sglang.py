@@ -84,6 +84,7 @@ class SGLangEngine(Engine):
         self._engine: Any = None
         self._info: EngineInfo | None = None
         self._children: list[psutil.Process] = []
+        self._vital: list[psutil.Process] = []
         self._old_handlers: dict[signal.Signals, Any] = {}
         self._pool: TaskPool[Result] | None = None
         self._intake: Intake[Any, Result] | None = None
@@ -116,6 +117,7 @@ class SGLangEngine(Engine):
                 self._pool = TaskPool(self._engine.loop)
                 self._intake = self._make_intake(self._pool)
                 self._children = children.since(before)
+                self._vital = children.vital(self._engine, self._children)
                 self._info = self._probe()
         finally:
             if self._info is None:
@@ -219,8 +221,9 @@ class SGLangEngine(Engine):
             atexit.unregister(engine.shutdown)
             engine.tokenizer_manager._subprocess_watchdog.stop()
             engine.send_to_rpc.close(linger=0)
+            children.end_replicas(engine)
         children.kill(self._children)
-        self._children = []
+        self._children, self._vital = [], []
         if engine is not None:
             children.close_loop(engine.loop)
         # In another thread (Polars runs and ends queries in its own) they stay as they are: SIGQUIT ignored.
@@ -230,7 +233,7 @@ class SGLangEngine(Engine):
         self._old_handlers = {}
 
     def _check_alive(self) -> None:
-        dead = children.first_dead(self._children)
+        dead = children.first_dead(self._vital)
         if dead is not None:
             raise EngineDiedError(
                 f"a process of the engine died (pid {dead.pid})",

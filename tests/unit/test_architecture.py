@@ -24,6 +24,8 @@ LAYERS = {
     "arctic_sglang.embedding.front": 0,
     "arctic_sglang.embedding.metrics": 0,
     "arctic_sglang.embedding.openai_api": 0,
+    "arctic_sglang.embedding.placement": 0,
+    "arctic_sglang.embedding.replicas": 0,
     "arctic_sglang.embedding.graphs": 0,
     "arctic_sglang.embedding.kernels": 0,
     "arctic_sglang.embedding.lane": 0,
