@@ -18,8 +18,8 @@ from batch_sdk.messages import MessageColumn, MessageTemplates
 from batch_sdk.prompts import PromptBuilder
 from batch_sdk.row_sampling import RowSampling
 from batch_sdk.schema import (
+    check_embed_column,
     check_input,
-    check_text_column,
     embed_fields,
     kept_fields,
     output_schema,
@@ -128,7 +128,7 @@ class EmbedPlan(Plan):
     def __init__(self, job: EmbedJob, schema: pa.Schema) -> None:
         super().__init__(job, schema)
         self._job = job
-        check_text_column(schema, job.column)
+        check_embed_column(schema, job.column)
         self._set_read(schema, (job.column,))
         self.provisional = self._schema(1)
 
@@ -139,9 +139,11 @@ class EmbedPlan(Plan):
         """Put the length of the vectors in."""
         if info.embedding_size is None:
             raise EngineError(f"the model {info.model!r} gives no embeddings", "an embedding model")
-        return self._schema(info.embedding_size), partial(self._chunk, info.embedding_size, tally)
+        block_rows = self._job.block_rows_of(info.block_rows)
+        make_chunk = partial(self._chunk, info.embedding_size, block_rows, tally)
+        return self._schema(info.embedding_size), make_chunk
 
-    def _chunk(self, size: int, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
+    def _chunk(self, size: int, block_rows: int, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
         job = self._job
         return EmbedChunk(
             position,
@@ -150,7 +152,7 @@ class EmbedPlan(Plan):
             tally,
             column=job.column,
             size=size,
-            block_rows=job.block_rows,
+            block_rows=block_rows,
             normalize=job.normalize,
             truncate=job.truncate,
             embedding_type=job.embedding_type,
