@@ -49,7 +49,7 @@ class DummyOptions:
         seed: of the shuffling.
         delay_seconds: how long each `wait` takes.
         vocabulary: token ids are below this; None is any.
-        fail_on: inputs that contain this text end as `rejected`.
+        fail_on: texts that contain this end as `rejected`.
         die_on: on an input that contains this text the engine dies, until it is started again.
         die_after_requests: this many requests are answered, then the engine is dead; None is never.
     """
@@ -249,4 +249,6 @@ class DummyEngine(Engine):
 
 
 def _text(request: Request) -> str:
-    return str(request.texts if isinstance(request, EmbedRequest) else request.prompt)
+    if isinstance(request, EmbedRequest):
+        return str(request.texts if request.ids is None else request.ids.to_lists())
+    return str(request.prompt)

@@ -85,10 +85,10 @@ class FastEmbedder(Embedder):
     block_rows = _FAST_BLOCK_ROWS
 
     def __init__(self, manager: Any) -> None:
-        self._front = manager.arctic_front
-        super().__init__(manager, self._front.max_tokens)
+        front = manager.arctic_front
+        super().__init__(manager, front.max_tokens)
         self._cuts: bool = manager.server_args.allow_auto_truncate
-        self.window_tokens: int = _STEPS_IN_WORK * self._front.step_tokens
+        self.window_tokens: int = _STEPS_IN_WORK * front.step_tokens
 
     @property
     def limit(self) -> int | None:
@@ -99,10 +99,12 @@ class FastEmbedder(Embedder):
         return super()._rows(request._replace(truncate=True) if self._cuts else request)
 
     async def _vectors(self, rows: TokenRows) -> tuple[np.ndarray | None, dict[int, RowError]]:
+        from arctic_sglang.embedding.manager import embed
+
         if not rows.rows:
             return None, {}
         try:
-            return await self._front.embed(rows), {}
+            return await embed(self._manager, rows), {}
         except EmbeddingFailedError as error:
             return None, dict.fromkeys(range(rows.rows), RowError(RowErrorKind.ABORTED, str(error)))
 
