@@ -12,6 +12,14 @@ from batch_sdk.behind import behind
 BATCHES = [pa.record_batch({"a": [i]}) for i in range(20)]
 
 
+def write_all(write, batches, failure=None):
+    with behind(write) as put:
+        for batch in batches:
+            put(batch)
+        if failure is not None:
+            raise failure
+
+
 def test_all_in_order_in_one_other_thread():
     written, threads = [], set()
 
@@ -19,9 +27,7 @@ def test_all_in_order_in_one_other_thread():
         threads.add(threading.current_thread())
         written.append(batch)
 
-    with behind(write) as put:
-        for batch in BATCHES:
-            put(batch)
+    write_all(write, BATCHES)
     assert written == BATCHES
     assert len(threads) == 1
     assert threading.current_thread() not in threads
@@ -55,16 +61,13 @@ def test_what_write_raises_ends_the_job_and_nothing_is_written_after_it(bad):
             raise OSError("disk full")
         written.append(batch)
 
-    with pytest.raises(OSError, match="disk full"), behind(write) as put:
-        for batch in BATCHES:
-            put(batch)
+    with pytest.raises(OSError, match="disk full"):
+        write_all(write, BATCHES)
     assert written == BATCHES[:bad]
 
 
 def test_what_is_finished_is_written_when_the_job_fails():
     written = []
-    with pytest.raises(RuntimeError, match="engine"), behind(written.append) as put:
-        for batch in BATCHES[:3]:
-            put(batch)
-        raise RuntimeError("engine")
+    with pytest.raises(RuntimeError, match="engine"):
+        write_all(written.append, BATCHES[:3], RuntimeError("engine"))
     assert written == BATCHES[:3]
