@@ -70,7 +70,9 @@ class EmbedInputs(ABC):
     _null: RowError
 
     def __init__(self, column: pa.Array) -> None:
-        self._nulls = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+        self._nulls = np.empty(0, np.intp)
+        if column.null_count:
+            self._nulls = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
 
     @abstractmethod
     def block(self, first: int, last: int) -> Block:
@@ -87,6 +89,8 @@ class TextInputs(EmbedInputs):
     _null = RowError(RowErrorKind.NULL_INPUT, "the text is null")
 
     def __init__(self, column: pa.Array) -> None:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()  # which may have a null among its values
         super().__init__(column)
         self._column = column
 

@@ -164,3 +164,10 @@ def test_a_block_that_is_the_chunk_is_not_copied(jobs):
     ])  # fmt: skip
     column = chunk.to_batch(schema).column("embedding")
     assert column.flatten().buffers()[1].address == vectors.ctypes.data
+
+
+def test_a_null_in_a_dictionary():
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0]), pa.array(["a", None]))
+    block = embed_inputs(column).block(0, 4)
+    assert block.texts == ["a", "a"]
+    assert list(block.refused) == [1, 2]
