@@ -43,6 +43,7 @@ LAYERS = {
     "swiftkv.models": 2,
     "speculative.sglang_worker": 2,
     "batch_sdk.engines.sglang": 2,
+    "batch_sdk.engines.sglang_embedding": 2,
     "arctic_sglang.compat": 1,
 }
 MAX_FILE_LINES = 400
