@@ -33,6 +33,11 @@ def plugin_filters() -> dict[str, str]:
     return {name: os.environ[name] for name in ("SGLANG_PLUGINS", "SGLANG_PLATFORM") if os.environ.get(name)}
 
 
+def pickled_messages() -> bool:
+    """Whether SGLang's processes exchange pickles, as they do by default."""
+    return os.environ.get("SGLANG_USE_PICKLE_IPC", "1").lower() in ("1", "true", "yes", "y", "on")
+
+
 def cpu_engine_requested() -> bool:
     """Whether the user chose SGLang's own CPU engine, which needs a source build of its kernels."""
     return os.environ.get(CPU_ENGINE, "0") == "1"

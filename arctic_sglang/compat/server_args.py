@@ -17,6 +17,7 @@ from arctic_sglang.compat import apply, process, source, vendor, verify
 from arctic_sglang.compat.seams import SEAMS, Role, seams_of
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.cpu import defaults
+from arctic_sglang.embedding import road
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
 from swiftkv import limits
@@ -80,6 +81,8 @@ class ArcticServerArgs(_WithFlags):
             _set_cpu_defaults(self, threads)
         if decision.pooling is not None:
             _set_pooling_defaults(self, decision.pooling)
+        if Feature.EMBEDDING in features:
+            _set_embedding(self)
         super().__post_init__()
         # Only now has SGLang read the model's config.
         if wants_swiftkv(config, self.get_model_config().hf_config.architectures or ()):
@@ -168,6 +171,22 @@ def _set_pooling_defaults(args: Any, pooling: PoolingSpec) -> None:
         # prefix's keys and values depend on what follows it.
         args.disable_radix_cache = True
         args.chunked_prefill_size = -1
+
+
+def _set_embedding(args: Any) -> None:
+    """Refuses what the vectorised road does not go with, and fills in the size of its steps.
+
+    Raises:
+        ValueError: some settings are refused; all of them are named.
+    """
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
+    refused = road.refusals(settings | {"pickled": env.pickled_messages()})
+    if refused:
+        listed = "\n".join(f"  - {text}" for text in refused)
+        msg = f"--enable-fast-embedding does not go with:\n{listed}\nLeave these out, or the flag."
+        raise ValueError(msg)
+    if args.embedding_step_tokens is None:
+        args.embedding_step_tokens = road.step_tokens(vendor.accelerator())
 
 
 def _set_swiftkv(args: Any) -> None:

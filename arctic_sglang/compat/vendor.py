@@ -11,6 +11,11 @@ _NAMES = {
     "add_prefix": "sglang.srt.utils.common",
     "Arg": "sglang.srt.arg_groups.arg_utils",
     "ColumnParallelLinear": "sglang.srt.layers.linear",
+    "AttentionBackend": "sglang.srt.layers.attention.base_attn_backend",
+    "BertEncoder": "sglang.srt.models.bert",
+    "flash_attn_varlen_func": "sglang.kernels.ops.attention.flash_attention",
+    "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
+    "RadixAttention": "sglang.srt.layers.radix_attention",
     "CpuDeviceMixin": "sglang.srt.platforms.cpu",
     "EmbeddingPoolerOutput": "sglang.srt.layers.pooler",
     "EmbeddingReqInput": "sglang.srt.managers.io_struct",
@@ -49,6 +54,7 @@ _NAMES = {
     "ServerArgs": "sglang.srt.server_args",
     "ShapeKey": "sglang.srt.model_executor.runner.shape_key",
     "SRTPlatform": "sglang.srt.platforms.interface",
+    "TypeBasedDispatcher": "sglang.utils",
     "TokenToKVPoolAllocator": "sglang.srt.mem_cache.allocator",
 }
 
