@@ -192,7 +192,9 @@ class Texts:
         step = max(1, 4_000_000 // room)
         for row in range(0, count, step):
             part = slice(row, min(row + step, count))
-            (a, b), (c, d) = ([self._tokens[bound[part]][:, None] for bound in piece] for piece in (first, second))
+            (a, b), (c, d) = (
+                [self._tokens[bound[part]][:, None] for bound in piece] for piece in (first, second)
+            )
             begin_fill = (b - a) + (d - c)
             source = np.where(at < b - a, a + at, np.minimum(c + at - (b - a), len(self._ids) - 1))
             fill = fillers[(at - begin_fill) % len(fillers)]
