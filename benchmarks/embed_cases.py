@@ -50,7 +50,7 @@ class Sizes:
 
 FULL = Sizes(SHAPE)
 TINY = Sizes(
-    SMOKE, (50, 300), (510, 40), (50, 32), (STOCK_LONGEST, 8), (4_000, 2_000), ((8, 100), (4, 32)), 2_000,
+    SMOKE, (50, 300), (512, 40), (50, 32), (STOCK_LONGEST, 8), (4_000, 2_000), ((8, 100), (4, 32)), 2_000,
     (256, 256, 0.1),
 )  # fmt: skip
 
@@ -121,7 +121,10 @@ def compare(arms: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str,
 
     A latency (`fair`) has milliseconds instead.
     """
-    found = {arm: content.get("cases", {}) for arm, content in arms.items()}
+    found = {
+        arm: {name: case for name, case in content.get("cases", {}).items() if "error" not in case}
+        for arm, content in arms.items()
+    }
     peak = found.get("peak", {}).get("peak", {}).get("median")
     table: dict[str, dict[str, Any]] = {}
     for ours, stock in (("ours", "stock"), ("ours-http", "stock-http")):

@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,12 @@ def serve(channel: Any, arm: str, model: str, options: str) -> None:
     engine = Arm(arm, Path(model), json.loads(options))
     print(json.dumps(engine.about(), default=str), file=channel, flush=True)
     for line in sys.stdin:
-        print(json.dumps(engine.answer(json.loads(line))), file=channel, flush=True)
+        try:
+            answer = engine.answer(json.loads(line))
+        except Exception as error:  # noqa: BLE001  one figure less, and the next may be fine
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=channel, flush=True)
     engine.close()
 
 

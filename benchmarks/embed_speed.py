@@ -73,7 +73,7 @@ class Record:
         """Adds a figure and writes the file."""
         self.content["arms"][arm]["cases"][case] = {"run": self._run, **figure}
         self.write()
-        shown = f"{figure['median']:,.0f}" if "median" in figure else json.dumps(figure.get("beside_ms"))
+        shown = figure.get("error") or figure.get("beside_ms") or f"{figure['median']:,.0f}"
         print(f"  {arm}: {case}: {shown}", flush=True)
 
     def failed(self, arm: str, error: BaseException) -> None:
@@ -138,10 +138,13 @@ def run_engine(args: argparse.Namespace, record: Record, sizes: Sizes, model: Pa
 
 
 def measure(engine: Piped, case: Case, repeats: int) -> dict[str, Any]:
-    """Asks for a figure, repeats it, and takes the median."""
-    if case.warm_up is not None:
-        engine.ask(case.warm_up)
-    found = [engine.ask(case.question) for _ in range(repeats)]
+    """Asks for a figure, repeats it, and takes the median; the error if there is one."""
+    found = []
+    for question in [case.warm_up] * (case.warm_up is not None) + [case.question] * repeats:
+        found.append(engine.ask(question))
+        if "error" in found[-1]:
+            return {"error": found[-1]["error"]}
+    found = found[-repeats:]
     if case.name == "fair":
         return fair(found)
     rates = common.summary([one["tokens"] / one["seconds"] for one in found])
@@ -289,6 +292,8 @@ def main() -> int:
             except (RuntimeError, OSError, ValueError) as error:
                 ok = False
                 record.failed(arm, error)
+    arms_found = record.content["arms"].values()
+    ok = ok and not any("error" in case for arm in arms_found for case in arm["cases"].values())
     print(show(record.content["table"]))
     print(f"written to {args.out / args.name}.json")
     return 0 if ok else 1
