@@ -119,7 +119,7 @@ def _sweep(stock: bool, sizes: Sizes, options: dict[str, Any]) -> list[Case]:
 def compare(arms: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """For every case: the medians of all arms in tokens/s, ratios to stock, shares of the peak, bars.
 
-    A latency (`fair`) has milliseconds instead.
+    A latency (`fair`) has milliseconds instead. Bars are for the real shape alone.
     """
     found = {
         arm: {name: case for name, case in content.get("cases", {}).items() if "error" not in case}
@@ -135,6 +135,9 @@ def compare(arms: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str,
     for arm in sorted(arm for arm in found if arm.startswith("replicas-")):
         for name, one in found[arm].items():
             table[f"{name} {arm}"] = _rates(name, one, None, config, peak)
+    if config != SHAPE:
+        for row in table.values():
+            row.pop("bar", None)
     return table
 
 
@@ -172,7 +175,7 @@ def show(table: dict[str, dict[str, Any]]) -> str:
     for name, row in table.items():
         bar = row.get("bar", {})
         wanted = next(
-            (f"{key.replace('_', ' ')} {value:,g}" for key, value in bar.items() if key != "met"), ""
+            (f"{key.replace('_', ' ')} {value:,.10g}" for key, value in bar.items() if key != "met"), ""
         )
         verdict = {True: "yes: ", False: "NO: "}.get(bar.get("met"), "") + wanted
         numbers = ["-" if row.get(arm) is None else f"{row[arm]:,}" for arm in ("stock", "ours")]
