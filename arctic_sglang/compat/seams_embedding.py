@@ -178,6 +178,8 @@ ROWS: tuple[Seam, ...] = (
         "flash",
         "sglang.kernels.ops.attention.flash_attention.flash_attn_varlen_func",
         "Attention for packed rows on Hopper GPUs.",
-        params=("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "softmax_scale", "causal"),
+        params=(
+            "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "softmax_scale", "causal",
+        ),
     ),
 )  # fmt: skip

@@ -101,7 +101,9 @@ def bias_gelu(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _norm(x: tl.tensor, there: tl.tensor, weight: tl.tensor, shift: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr) -> tl.tensor:  # fmt: skip
+def _norm(
+    x: tl.tensor, there: tl.tensor, weight: tl.tensor, shift: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr
+) -> tl.tensor:  # fmt: skip
     mean = tl.sum(x, axis=0) / WIDTH
     centred = tl.where(there, x - mean, 0.0)
     variance = tl.sum(centred * centred, axis=0) / WIDTH

@@ -28,6 +28,9 @@ _UNDERSTOOD = {
 def after_init(_result: None, manager: Any, *_args: Any, **_kwargs: Any) -> None:
     """Give a tokenizer manager its front door, with the scheduler as the first instance."""
     args = manager.server_args
+    manager.arctic_front = None
+    if not args.enable_fast_embedding:  # of another engine in a process that has had one with the flag
+        return
     manager.arctic_front = FrontDoor(
         step_tokens=args.embedding_step_tokens,
         max_tokens=manager.context_len - manager.num_reserved_tokens - 1,
@@ -59,7 +62,8 @@ def around_generate_request(
     stock: Callable[..., AsyncIterator[Any]], manager: Any, obj: Any, request: Any = None
 ) -> AsyncIterator[Any]:
     """Answer embedding requests of text or ids by the vectorised road, others by SGLang's own."""
-    return _answer(manager, obj) if takes(obj) else stock(manager, obj, request)
+    fast = manager.arctic_front is not None and takes(obj)
+    return _answer(manager, obj) if fast else stock(manager, obj, request)
 
 
 async def _answer(manager: Any, obj: Any) -> AsyncIterator[Any]:
