@@ -132,6 +132,7 @@ def compare(arms: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str,
             one, other = (found.get(arm, {}).get(name) for arm in (ours, stock))
             key = "fair http" if name == "fair" and ours == "ours-http" else name
             table[key] = _fair(one, other) if name == "fair" else _rates(name, one, other, config, peak)
+    table |= {name: _rates(name, one, None, config, peak) for name, one in found.get("core", {}).items()}
     for arm in sorted(arm for arm in found if arm.startswith("replicas-")):
         for name, one in found[arm].items():
             table[f"{name} {arm}"] = _rates(name, one, None, config, peak)

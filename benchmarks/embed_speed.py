@@ -9,7 +9,8 @@ what it measured is written after every figure, so that an arm that fails takes 
     python benchmarks/embed_speed.py --arms replicas --replicas 2 4
     python benchmarks/embed_speed.py --smoke                              # any machine, to see that it runs
 
-Arms: `peak` (a square product, the model's products alone), `ours` (this plugin's engine), `stock` (`sglang.Engine`
+Arms: `peak` (a square product, the model's products alone), `core` (the forward step without an engine around it,
+and which kernels it consists of), `ours` (this plugin's engine), `stock` (`sglang.Engine`
 without the plugin), `ours-http` and `stock-http` (a server and real clients), `replicas` (`ours` with
 `embedding_replicas`). Cases: `sdk` and `ids` are `batch_sdk.embed` from an Arrow table of strings or of token ids to
 one of vectors, the engine running already; `engine` is `Engine.encode`, and the same with ids; `tokenize` the tokenizer
@@ -37,7 +38,7 @@ from engine_child import Piped
 from swiftkv_prefill import key_value
 
 HERE = Path(__file__).parent
-ARMS = ("peak", "ours", "stock", "replicas", "ours-http", "stock-http")
+ARMS = ("peak", "core", "ours", "stock", "replicas", "ours-http", "stock-http")
 
 
 class Record:
@@ -122,6 +123,25 @@ def run_peak(args: argparse.Namespace, record: Record, sizes: Sizes) -> None:
         found = [kernels.ask(question) for _ in range(args.repeats)]
         rates = common.summary([one["tokens_per_second"] for one in found])
         record.add("peak", "gemms", {"unit": "tokens/s", "tflops": found[-1]["tflops"], **rates})
+
+
+def run_core(args: argparse.Namespace, record: Record, sizes: Sizes, model: Path) -> None:
+    """The forward step alone, and what its time goes to."""
+    options = engine_options(args, "core")
+    step_tokens = options.pop("embedding_step_tokens", sizes.peak[1])
+    command = [str(HERE / "embed_core.py"), str(model), json.dumps(options)]
+    with child(args, "core", command, "arctic") as core:
+        record.arm("core", {"options": options, "step_tokens": step_tokens, "about": core.about})
+        for tokens, _ in (sizes.short, sizes.long):
+            question = {"tokens": tokens, "step_tokens": step_tokens}
+            found = [
+                core.ask({"kind": "core", "seconds": sizes.peak[2], **question}) for _ in range(args.repeats)
+            ]
+            rates = common.summary([one["tokens_per_second"] for one in found])
+            figure = {"unit": "tokens/s", "tokens_per_row": tokens, **rates}
+            figure["without_host"] = common.summary([one["without_host"] for one in found])
+            figure["profile"] = core.ask({"kind": "profile", **question})
+            record.add("core", f"core {tokens}", figure)
 
 
 def run_engine(args: argparse.Namespace, record: Record, sizes: Sizes, model: Path, arm: str) -> None:
@@ -285,6 +305,8 @@ def main() -> int:
             try:
                 if arm == "peak":
                     run_peak(args, record, sizes)
+                elif arm == "core":
+                    run_core(args, record, sizes, model)
                 elif arm.endswith("-http"):
                     run_http(args, record, sizes, model, arm)
                 else:

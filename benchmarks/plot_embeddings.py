@@ -26,6 +26,7 @@ LOWEST, HIGHEST = 1e4, 1e7
 CASES = {
     "sdk": "`batch_sdk.embed`, strings", "ids": "`batch_sdk.embed`, token ids",
     "engine": "`Engine.encode`, strings", "engine ids": "`Engine`, token ids", "tokenize": "the tokenizer alone",
+    "core": "the forward step alone",
 }  # fmt: skip
 
 
