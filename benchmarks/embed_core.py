@@ -35,7 +35,7 @@ class Bench:
         from arctic_sglang.embedding.bert import BertCore
         from arctic_sglang.embedding.core import GeneralCore
 
-        runner, _ = load_model(server_args, port_args, 0, 0)
+        runner = load_model(server_args, port_args, 0, 0)[0].torch_runner
         self.device = torch.device(runner.device, 0) if runner.device == "cuda" else torch.device("cpu")
         kind = BertCore if BertCore.serves(runner.model) else GeneralCore
         self.core = kind(runner.model, self.device, runner.dtype)
