@@ -97,7 +97,8 @@ def cases(arm: str, kinds: list[str], sizes: Sizes, options: dict[str, Any]) -> 
             made.append(_embed(f"engine {tokens}", "engine", tokens, few, {}))
             made.append(_embed(f"engine ids {tokens}", "engine_ids", tokens, few, {}))
         if "tokenize" in kinds and arm == "ours":
-            made.append(Case(f"tokenize {tokens}", {"kind": "tokenize", "tokens": tokens, "rows": rows}))
+            few = max(1, rows // 5)
+            made.append(Case(f"tokenize {tokens}", {"kind": "tokenize", "tokens": tokens, "rows": few}))
     if "sweep" in kinds and not arm.startswith("replicas"):
         made += _sweep(stock, sizes, options)
     if "fair" in kinds and arm == "ours":
