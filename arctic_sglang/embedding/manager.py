@@ -99,10 +99,10 @@ def around_generate_request(
 ) -> AsyncIterator[Any]:
     """Answer embedding requests of text or ids by the vectorised road, others by SGLang's own."""
     fast = manager.arctic_front is not None and takes(obj)
-    return _answer(manager, obj) if fast else stock(manager, obj, request)
+    return _answer(manager, obj, listed=request is not None) if fast else stock(manager, obj, request)
 
 
-async def _answer(manager: Any, obj: Any) -> AsyncIterator[Any]:
+async def _answer(manager: Any, obj: Any, *, listed: bool) -> AsyncIterator[Any]:
     obj.normalize_batch_and_arguments()
     service = service_of(manager)
     what = {"truncate": manager.server_args.allow_auto_truncate, "dimensions": obj.dimensions}
@@ -113,9 +113,11 @@ async def _answer(manager: Any, obj: Any) -> AsyncIterator[Any]:
             [obj.input_ids] if obj.is_single else obj.input_ids, **what
         )
     names = [obj.rid] if obj.is_single else obj.rid
-    # Lists, as SGLang gives: its routes hand them to JSON.
+    # Lists for SGLang's routes, which hand them to JSON; a caller in this process gets rows of the one array.
     found = [
         {"embedding": vector, "meta_info": {"id": name, "finish_reason": None, "prompt_tokens": tokens}}
-        for vector, name, tokens in zip(vectors.tolist(), names, lengths.tolist(), strict=True)
+        for vector, name, tokens in zip(
+            vectors.tolist() if listed else vectors, names, lengths.tolist(), strict=True
+        )
     ]
     yield found[0] if obj.is_single else found

@@ -85,8 +85,11 @@ class FastEmbedder(Embedder):
     block_rows = _FAST_BLOCK_ROWS
 
     def __init__(self, manager: Any) -> None:
+        from arctic_sglang.embedding.manager import service_of
+
         front = manager.arctic_front
         super().__init__(manager, front.max_tokens)
+        self._tokenizing = service_of(manager).tokenizing
         self._cuts: bool = manager.server_args.allow_auto_truncate
         self.window_tokens: int = _STEPS_IN_WORK * front.step_tokens
 
@@ -96,7 +99,12 @@ class FastEmbedder(Embedder):
         return None if self._cuts else self._limit
 
     def _rows(self, request: EmbedRequest) -> TokenRows:
-        return super()._rows(request._replace(truncate=True) if self._cuts else request)
+        if self._cuts:
+            request = request._replace(truncate=True)
+        if request.ids is not None:
+            return super()._rows(request)
+        rows = self._tokenizing(request.texts)
+        return self._tokenizing.truncated(rows, self._limit) if request.truncate else rows
 
     async def _vectors(self, rows: TokenRows) -> tuple[np.ndarray | None, dict[int, RowError]]:
         from arctic_sglang.embedding.manager import embed
