@@ -31,8 +31,8 @@ class ArcticConfig:
     enable_fast_embedding: bool = field(
         default=False,
         metadata={
-            "help": "Embeddings take the vectorised road: a request of any number of texts travels as arrays, is packed "
-            "into forward steps without padding, and comes back as one array. For embedding models with text alone."
+            "help": "Embeddings take the vectorised road: a request of any number of texts travels as arrays, is "
+            "packed into forward steps without padding, and comes back as one array. For models that embed text."
         },
     )
     embedding_step_tokens: int | None = field(

@@ -27,6 +27,7 @@ GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 ABOUT = {
     Feature.FLAGS: "arctic flags on SGLang's command line, in YAML and as Engine keywords",
     Feature.CPU: "SGLang on a machine without a GPU",
+    Feature.EMBEDDING: "embeddings by the vectorised road",
     Feature.POOLING: "embeddings pooled as the checkpoint says",
     Feature.BATCH: "batch jobs over an engine in the same process",
     Feature.SWIFTKV: "SwiftKV models, which skip half of the prefill",
@@ -102,7 +103,7 @@ def render(report: Report) -> str:
     for feature in report.features:
         wanted = "wanted" if feature["wanted"] else "not asked for"
         mark = _mark(feature["works"]) if feature["works"] or feature["wanted"] else "no  "
-        lines.append(f"  {mark} {feature['name']:8} {feature['about']} ({wanted})")
+        lines.append(f"  {mark} {feature['name']:9} {feature['about']} ({wanted})")
         lines += [f"         {problem}" for problem in feature["problems"]]
     lines += ["", "seams"]
     for seam in report.seams:

@@ -5,6 +5,7 @@
 | `ARCTIC_SGLANG_REPORT_DIR` | a folder: every process of a server writes `<role>-<pid>.json` there |
 | `SGLANG_PLUGINS`, `SGLANG_PLATFORM` | SGLang's own: which plugins it loads; shown by the doctor |
 | `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set in a rank's process if unset |
+| `CUDA_MPS_PIPE_DIRECTORY` | NVIDIA's own: where a CUDA MPS daemon has its pipes; looked at for a log line |
 | what `api_key_env` names | the http engine's API key |
 """
 
@@ -33,9 +34,21 @@ def plugin_filters() -> dict[str, str]:
     return {name: os.environ[name] for name in ("SGLANG_PLUGINS", "SGLANG_PLATFORM") if os.environ.get(name)}
 
 
+def pickled_messages() -> bool:
+    """Whether SGLang's processes exchange pickles, as they do by default."""
+    return os.environ.get("SGLANG_USE_PICKLE_IPC", "1").lower() in ("1", "true", "yes", "y", "on")
+
+
 def cpu_engine_requested() -> bool:
     """Whether the user chose SGLang's own CPU engine, which needs a source build of its kernels."""
     return os.environ.get(CPU_ENGINE, "0") == "1"
+
+
+def mps_pipes() -> Path | None:
+    """Folder of a running CUDA MPS daemon's pipes, which processes use that find it; None without one."""
+    # NVIDIA's default: https://docs.nvidia.com/deploy/mps/
+    folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+    return folder if (folder / "control").exists() else None
 
 
 def set_threads_bind(cores: str) -> None:

@@ -14,7 +14,7 @@ from batch_sdk.engines import Engine, create_engine, engine_name
 from batch_sdk.engines.base import Task
 from batch_sdk.errors import OptionError, check_names
 from batch_sdk.executors import execute
-from batch_sdk.job import ChatMode, EmbedJob, GenerateJob, Job
+from batch_sdk.job import EMBED_BATCH_ROWS, EMBED_WINDOW_ROWS, ChatMode, EmbedJob, GenerateJob, Job
 from batch_sdk.look import Look
 from batch_sdk.manifest import Manifest, describe_job
 from batch_sdk.messages import Messages
@@ -205,9 +205,9 @@ def embed(
     embedding_column: str = "embedding",
     embedding_type: VectorType = "float32",
     details_prefix: str = "",
-    window_rows: int = 2048,
-    batch_rows: int = 1024,
-    block_rows: int = 64,
+    window_rows: int = EMBED_WINDOW_ROWS,
+    batch_rows: int = EMBED_BATCH_ROWS,
+    block_rows: int | None = None,
     limit_rows: int | None = None,
     overwrite: bool = False,
     resume: Resume = False,
@@ -226,17 +226,19 @@ def embed(
     row is fine).
 
     Args:
-        column: the column with the texts.
+        column: the column with the texts; or with lists of token ids (int32, int64), which the model gets as they
+            are.
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
-        truncate: cut texts that are longer than the model's window, as sentence-transformers does. By
-            default such a row is a `too_long` error.
+        truncate: cut texts that are longer than the model's window, as sentence-transformers does, and lists of ids to
+            their first. By default such a row is a `too_long` error.
         prompt_name: prompt of the checkpoint ("query", say) to put in front of every text. By default that is the
             checkpoint's own default, as in sentence-transformers; most have none. Engine "sglang" alone.
         embedding_column: name of the vector column.
         embedding_type: "float32"; "float16"; "int8", each vector divided by a scale of its own, in the column
             `embedding_scale` (float32); "binary", one bit a component, set where it is above 0, eight in a byte,
             the first in its highest bit (FixedSizeList<uint8>).
-        block_rows: rows sent to the engine as one request.
+        block_rows: rows sent to the engine as one request; None leaves it to the engine. With `window_rows` and
+            `batch_rows` it changes the pace, not the output.
 
     All other arguments, the return value and the errors are those of `generate`.
     """

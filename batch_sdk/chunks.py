@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from batch_sdk.answers import Answers, failed
+from batch_sdk.embed_inputs import BAD_TEXT, UNDECODABLE, Rows, column_values, embed_inputs
 from batch_sdk.engines.base import (
     EmbedRequest,
     EmbedResult,
@@ -26,11 +27,11 @@ from batch_sdk.engines.base import (
     Request,
     Result,
 )
-from batch_sdk.errors import EngineError, RowError, RowErrorKind
+from batch_sdk.errors import EngineError, RowError
 from batch_sdk.row_sampling import RowSampling
 from batch_sdk.schema import error_array
 from batch_sdk.truncation import OnTooLong
-from batch_sdk.vectors import VectorType, vector_arrays
+from batch_sdk.vectors import VectorType, unit_length, vector_arrays
 
 BuildPrompt = Callable[[dict[str, Any]], Prompt | RowError]
 
@@ -66,33 +67,6 @@ class Tally:
         self.errors.update(other.errors)
         if other.cached_tokens is not None:
             self.cache(other.cached_tokens)
-
-
-class _Undecodable:
-    """Stands for a string whose bytes are not UTF-8."""
-
-    def __repr__(self) -> str:
-        return "(no valid UTF-8)"
-
-
-_UNDECODABLE = _Undecodable()
-_BAD_TEXT = RowError(RowErrorKind.PROMPT_ERROR, "the text is not valid UTF-8")
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """Return a column as Python values, with `_UNDECODABLE` for what Arrow does not decode."""
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        values = [_value(column, index) for index in range(len(column))]
-    return values
-
-
-def _value(column: pa.Array, index: int) -> Any:
-    try:
-        return column[index].as_py()
-    except UnicodeDecodeError:
-        return _UNDECODABLE
 
 
 class Chunk(ABC):
@@ -132,9 +106,9 @@ class Chunk(ABC):
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """Return the output of a finished chunk."""
 
-    def _finish(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            self._done[row] = 1
+    def _finish(self, rows: slice | np.ndarray | Sequence[int]) -> None:
+        marks = np.frombuffer(self._done, np.uint8)
+        marks[rows if isinstance(rows, slice) else np.asarray(rows, np.intp)] = 1
         # find() runs in C: the frontier moves over thousands of rows at no cost.
         gap = self._done.find(0, self.frontier)
         self.frontier = self.rows if gap < 0 else gap
@@ -162,16 +136,16 @@ class GenerateChunk(Chunk):
         self._answers = answers
         self._logprobs = logprobs
         self._on_too_long = on_too_long
-        self._sampling = sampling.rows([_values(batch.column(name)) for name in sampling.columns])
-        self._columns = [_values(batch.column(name)) for name in columns]
-        self._clean = not any(_UNDECODABLE in column for column in self._columns)
+        self._sampling = sampling.rows([column_values(batch.column(name)) for name in sampling.columns])
+        self._columns = [column_values(batch.column(name)) for name in columns]
+        self._clean = not any(UNDECODABLE in column for column in self._columns)
         self._build = build
         self._results: list[GenerateResult | None] = [None] * self.rows
 
     def _prompt(self, row: int) -> Prompt | RowError:
         values = [column[row] for column in self._columns]
-        if not self._clean and _UNDECODABLE in values:
-            return _BAD_TEXT
+        if not self._clean and UNDECODABLE in values:
+            return BAD_TEXT
         return self._build(dict(zip(self._names, values, strict=True)))
 
     def take(self, room: int) -> list[Request]:
@@ -223,7 +197,7 @@ class GenerateChunk(Chunk):
 
 
 class EmbedChunk(Chunk):
-    """Rows that become one vector each, sent in blocks."""
+    """Rows that become one vector each, sent in blocks. No step looks at rows one by one unless one of them fails."""
 
     def __init__(
         self,
@@ -244,46 +218,34 @@ class EmbedChunk(Chunk):
         self._truncate = truncate
         self._prompt = prompt
         self._embedding_type = embedding_type
-        self._texts = _values(batch.column(column))
+        self._inputs = embed_inputs(batch.column(column))
         self._block_rows = block_rows
         self._normalize = normalize
-        self._blocks: dict[int, list[int]] = {}
-        self._vectors = np.zeros((self.rows, size), np.float32)
+        self._blocks: dict[int, Rows] = {}
+        self._size = size
+        self._vectors: np.ndarray | None = None
         self._tokens = np.zeros(self.rows, np.int32)
         self._errors: list[RowError | None] = [None] * self.rows
 
     def take(self, room: int) -> list[Request]:
         """Cut the next rows into blocks. Waits for room for a whole block rather than send crumbs."""
         requests: list[Request] = []
-        failed: list[int] = []
         while self.taken < self.rows:
             count = min(self._block_rows, self.rows - self.taken)
             if count > room:
                 break
-            rows: list[int] = []
-            for row in range(self.taken, self.taken + count):
-                error = self._refusal(self._texts[row])
-                if error is None:
-                    rows.append(row)
-                else:
-                    self._fail(row, error)
-                    failed.append(row)
-            if rows:
-                first = self.position + rows[0]
-                self._blocks[first] = rows
-                requests.append(
-                    EmbedRequest(first, [self._prompt + self._texts[row] for row in rows], self._truncate)
-                )
+            block = self._inputs.block(self.taken, self.taken + count)
+            for row, error in block.refused.items():
+                self._fail(row, error)
+            self._finish(list(block.refused))
+            if len(block.refused) < count:
+                first = self.position + block.first
+                self._blocks[first] = block.rows
+                texts = [self._prompt + text for text in block.texts] if self._prompt else block.texts
+                requests.append(EmbedRequest(first, texts, self._truncate, block.ids))
             self.taken += count
             room -= count
-        self._finish(failed)
         return requests
-
-    @staticmethod
-    def _refusal(text: Any) -> RowError | None:
-        if text is None:
-            return RowError(RowErrorKind.NULL_INPUT, "the text is null")
-        return _BAD_TEXT if text is _UNDECODABLE else None
 
     def _fail(self, row: int, error: RowError) -> None:
         self._errors[row] = error
@@ -296,30 +258,47 @@ class EmbedChunk(Chunk):
             raise EngineError(
                 f"the engine returned a block at row {result.position} that it was not asked for"
             )
-        wanted = (len(rows), self._vectors.shape[1])
-        if result.vectors.shape != wanted or len(result.errors) != len(rows):
+        count = len(self._tokens[rows])
+        wanted = (count, self._size)
+        if result.vectors.shape != wanted or len(result.errors) != count:
             raise EngineError(f"the engine returned vectors of shape {result.vectors.shape}", f"{wanted}")
-        vectors = result.vectors
-        if self._normalize:
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(norms > 0, norms, 1)
-        self._vectors[rows] = vectors
+        self._store(rows, unit_length(result.vectors) if self._normalize else result.vectors)
         self._tokens[rows] = result.prompt_tokens
-        for row, error in zip(rows, result.errors, strict=True):
+        if any(result.errors):
+            good = self._fail_some(rows, result.errors)
+        else:
+            good = np.ones(count, bool)
+        self._tally.rows += int(good.sum())
+        self._tally.prompt_tokens += int(self._tokens[rows][good].clip(0).sum()) + result.uncounted_tokens
+        self._finish(rows)
+
+    def _store(self, rows: Rows, vectors: np.ndarray) -> None:
+        if len(vectors) == self.rows:
+            # The engine's own array becomes the column: vectors are most of the bytes of a job.
+            self._vectors = np.ascontiguousarray(vectors, np.float32)
+            return
+        if self._vectors is None:
+            self._vectors = np.zeros((self.rows, self._size), np.float32)
+        self._vectors[rows] = vectors
+
+    def _fail_some(self, rows: Rows, errors: Sequence[RowError | None]) -> np.ndarray:
+        """Note the errors of a block; returns bool `[rows of the block]`, those without one."""
+        for row, error in zip(np.arange(self.rows)[rows].tolist(), errors, strict=True):
             if error is not None:
                 self._fail(row, error)
-            else:
-                self._tally.rows += 1
-                self._tally.prompt_tokens += max(0, int(self._tokens[row]))
-        self._tally.prompt_tokens += result.uncounted_tokens
-        self._finish(rows)
+        return np.array([error is None for error in errors], bool)
 
     def to_batch(self, schema: pa.Schema) -> pa.RecordBatch:
         """Append the vectors, token counts and error."""
         assert self.finished, "to_batch() on a chunk that is not finished"
-        missing = np.array([error is not None for error in self._errors], bool)
+        vectors = self._vectors
+        if vectors is None:  # no row had anything to embed
+            vectors = np.zeros((self.rows, self._size), np.float32)
+        missing = np.zeros(self.rows, bool)
+        if any(self._errors):
+            missing[:] = [error is not None for error in self._errors]
         added = [
-            *vector_arrays(self._vectors, missing, self._embedding_type),
+            *vector_arrays(vectors, missing, self._embedding_type),
             pa.array(self._tokens, mask=missing | (self._tokens < 0)),
             error_array(self._errors),
         ]

@@ -26,6 +26,7 @@ from batch_sdk.cli_outputs import add_commands, add_pace, pace, run_resume, run_
 from batch_sdk.engines import ENGINES
 from batch_sdk.errors import BatchError, EngineError, OptionError
 from batch_sdk.estimate import estimate
+from batch_sdk.job import EMBED_BATCH_ROWS, EMBED_WINDOW_ROWS
 from batch_sdk.outputs import hint
 from batch_sdk.summary import JobSummary
 from batch_sdk.vectors import VECTOR_TYPES
@@ -202,7 +203,7 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser], *,
         "embed", help="one vector a row", description="Compute one vector for every row."
     )
     _add_shared(emb, writes)
-    emb.add_argument("--column", "-c", required=True, help="the text column")
+    emb.add_argument("--column", "-c", required=True, help="column of texts or of token ids")
     emb.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
     emb.add_argument(
         "--truncate", action="store_true", help="cut texts over the model's window; default: an error row"
@@ -218,8 +219,9 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser], *,
         help="of the vectors' items (%(default)s)",
     )
     emb.add_argument(
-        "--block-rows", type=int, default=64, metavar="N", help="rows of one engine request (%(default)s)"
+        "--block-rows", type=int, metavar="N", help="rows of one engine request (what suits the engine)"
     )
+    emb.set_defaults(window_rows=EMBED_WINDOW_ROWS, batch_rows=EMBED_BATCH_ROWS)
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

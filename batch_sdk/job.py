@@ -20,6 +20,10 @@ from batch_sdk.vectors import VECTOR_TYPES, VectorType
 
 ChatMode = bool | Literal["auto"]
 
+# Four blocks of the largest that an engine prefers: one being tokenised, two at the engine, one being written.
+EMBED_BATCH_ROWS = 4096
+EMBED_WINDOW_ROWS = 4 * EMBED_BATCH_ROWS
+
 
 def _positive(name: str, value: object) -> None:
     if type(value) is not int or value < 1:
@@ -180,14 +184,17 @@ class EmbedJob(Job):
     """One vector per row.
 
     Attributes:
-        column: the text column.
+        column: the column of texts, or of lists of token ids.
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
         truncate: cut a text that is longer than the model's window, instead of a `too_long` error.
         prompt_name: prompt of the checkpoint to put in front of every text; None: its default, if it has one.
         embedding_column: name of the column with the vectors.
         embedding_type: "float32", "float16", "int8" or "binary"; see `vectors.vector_arrays`.
-        block_rows: rows sent to the engine as one request; at most `window_rows`.
+        block_rows: rows sent to the engine as one request, at most `window_rows`; None leaves it to the engine.
     """
+
+    window_rows: int = EMBED_WINDOW_ROWS
+    batch_rows: int = EMBED_BATCH_ROWS
 
     column: str
     normalize: bool = False
@@ -195,13 +202,12 @@ class EmbedJob(Job):
     prompt_name: str | None = None
     embedding_column: str = "embedding"
     embedding_type: VectorType = "float32"
-    block_rows: int = 64
+    block_rows: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _text("column", self.column)
         _text("embedding_column", self.embedding_column)
-        _positive("block_rows", self.block_rows)
         if self.prompt_name is not None:
             _text("prompt_name", self.prompt_name)
         for name in ("normalize", "truncate"):
@@ -209,9 +215,17 @@ class EmbedJob(Job):
                 raise OptionError(f"{name}={getattr(self, name)!r}", "True or False")
         if self.embedding_type not in VECTOR_TYPES:
             raise OptionError(f"embedding_type={self.embedding_type!r}", f"one of: {', '.join(VECTOR_TYPES)}")
+        if self.block_rows is None:
+            return
+        _positive("block_rows", self.block_rows)
         if self.block_rows > self.window_rows:
             raise OptionError(
                 f"block_rows={self.block_rows} with window_rows={self.window_rows}",
                 "block_rows no larger than window_rows",
                 "raise window_rows or lower block_rows",
             )
+
+    def block_rows_of(self, preferred: int) -> int:
+        """Return the rows of a request to an engine that prefers so many."""
+        # A block is of one batch, and the window is to hold one.
+        return self.block_rows or min(preferred, self.batch_rows, self.window_rows)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from batch_sdk.answers import Answers
 from batch_sdk.chunks import Chunk, EmbedChunk, GenerateChunk, Tally
+from batch_sdk.embed_inputs import is_token_ids
 from batch_sdk.engines.base import EngineInfo, Task
 from batch_sdk.errors import EngineError, OptionError, PromptError
 from batch_sdk.flow import MakeChunk
@@ -18,8 +19,8 @@ from batch_sdk.messages import MessageColumn, MessageTemplates
 from batch_sdk.prompts import PromptBuilder
 from batch_sdk.row_sampling import RowSampling
 from batch_sdk.schema import (
+    check_embed_column,
     check_input,
-    check_text_column,
     embed_fields,
     kept_fields,
     output_schema,
@@ -128,7 +129,14 @@ class EmbedPlan(Plan):
     def __init__(self, job: EmbedJob, schema: pa.Schema) -> None:
         super().__init__(job, schema)
         self._job = job
-        check_text_column(schema, job.column)
+        check_embed_column(schema, job.column)
+        self._ids = is_token_ids(schema.field(job.column).type)
+        if self._ids and job.prompt_name is not None:
+            raise OptionError(
+                f"prompt_name={job.prompt_name!r} with token ids in column {job.column!r}",
+                "a column of texts",
+                "put the prompt's ids into the lists",
+            )
         self._set_read(schema, (job.column,))
         self.provisional = self._with_size(1)
 
@@ -142,12 +150,15 @@ class EmbedPlan(Plan):
         return output_schema(self._kept_fields, embed_fields(self._job, size), "embedding_column")
 
     def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
-        """Put the length of the vectors and the text of the prompt in."""
+        """Put the length of the vectors, the text of the prompt and the size of the blocks in."""
         schema = self.schema(info)
-        prompt = _prompt_text(self._job.prompt_name, info)
-        return schema, partial(self._chunk, info.embedding_size, prompt, tally)
+        prompt = "" if self._ids else _prompt_text(self._job.prompt_name, info)
+        block_rows = self._job.block_rows_of(info.block_rows)
+        return schema, partial(self._chunk, info.embedding_size, block_rows, prompt, tally)
 
-    def _chunk(self, size: int, prompt: str, tally: Tally, position: int, batch: pa.RecordBatch) -> Chunk:
+    def _chunk(
+        self, size: int, block_rows: int, prompt: str, tally: Tally, position: int, batch: pa.RecordBatch
+    ) -> Chunk:
         job = self._job
         return EmbedChunk(
             position,
@@ -156,7 +167,7 @@ class EmbedPlan(Plan):
             tally,
             column=job.column,
             size=size,
-            block_rows=job.block_rows,
+            block_rows=block_rows,
             normalize=job.normalize,
             truncate=job.truncate,
             prompt=prompt,

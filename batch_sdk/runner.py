@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batch_sdk import collector
 from batch_sdk.ahead import ahead
+from batch_sdk.behind import behind
 from batch_sdk.duplicates import Duplicates
 from batch_sdk.engines.base import Engine
 from batch_sdk.engines.restarting import RestartingEngine
@@ -119,6 +120,8 @@ def stream(
         if recorder is not None:
             recorder.begin()
             watchers.append(recorder.tick)
+        # A function as the output is called here; a table in memory takes no time.
+        write = sink.write if sink.where is None else stack.enter_context(behind(sink.write))
         flow = Flow(
             rebatch(read, job.batch_rows),
             figures.watched(make_chunk),
@@ -132,7 +135,7 @@ def stream(
         for chunk in flow.run():
             figures.close_chunk()
             batch = chunk.to_batch(schema)
-            sink.write(batch)
+            write(batch)
             if recorder is not None:
                 recorder.add(chunk.position, batch)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from batch_sdk.embed_inputs import is_token_ids
 from batch_sdk.errors import ColumnError, RowError, SourceError, nearest
 from batch_sdk.vectors import vector_fields
 
@@ -90,17 +91,19 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def check_text_column(schema: pa.Schema, name: str) -> None:
-    """Raise `ColumnError` unless `name` is a column of strings (or of nothing but nulls)."""
+def check_embed_column(schema: pa.Schema, name: str) -> None:
+    """Raise `ColumnError` unless `name` is a column of strings, of lists of token ids, or of nothing but nulls."""
     if name not in schema.names:
         raise ColumnError(
             f"the input has no column {name!r}{nearest(name, schema.names)}",
             f"one of: {', '.join(schema.names)}",
         )
     kind = schema.field(name).type
-    if not is_text(kind) and not pa.types.is_null(kind):
+    if not is_text(kind) and not is_token_ids(kind) and not pa.types.is_null(kind):
         raise ColumnError(
-            f"column {name!r} has type {kind}", "a column of strings", "cast it, or choose another"
+            f"column {name!r} has type {kind}",
+            "a column of strings, or of lists of token ids (int32, int64)",
+            "cast it, or choose another",
         )
 
 

@@ -28,6 +28,12 @@ def vector_fields(name: str, scale_name: str, kind: VectorType, size: int) -> li
     return [*fields, pa.field(scale_name, pa.float32())] if kind == "int8" else fields
 
 
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors float32 `[n, d]` scaled to length 1, those of length 0 as they are."""
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return vectors / np.where(norms > 0, norms, 1)[:, None]
+
+
 def vector_arrays(vectors: np.ndarray, missing: np.ndarray, kind: VectorType) -> list[pa.Array]:
     """Return the columns of `vector_fields`.
 

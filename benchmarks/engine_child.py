@@ -24,48 +24,44 @@ ABOUT = (
 )  # fmt: skip
 
 
-class Child:
-    """The asking side.
+class Piped:
+    """The asking side of a process that first says what it is, then answers each line of JSON with one.
 
     Args:
-        model: folder with the config.json.
-        options: keywords of `sglang.Engine`.
-        plugins: value of SGLANG_PLUGINS: "arctic", or a name that does not exist, which means none.
-        log: file that gets everything SGLang prints.
-        limit: seconds that one answer may take, the start included; the child is ended after that.
+        command: what to run.
+        environment: variables to add.
+        log: file that gets everything else that it and its processes print.
+        limit: seconds that one answer may take, the start included; the process is ended after that.
 
     Raises:
-        RuntimeError: the engine did not start.
+        RuntimeError: it did not start.
     """
 
-    def __init__(
-        self, model: Path, options: dict[str, Any], plugins: str, log: Path, limit: float = 600
-    ) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path, limit: float) -> None:
         self.log, self.limit = log, limit
         started = time.perf_counter()
         with log.open("w", encoding="utf-8") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, str(model), json.dumps(options)],
-                env={**os.environ, "SGLANG_PLUGINS": plugins},
+                command, env={**os.environ, **environment},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True,
                 start_new_session=True,
             )  # fmt: skip
         self.about = self._answer()
         self.about["startup_seconds"] = round(time.perf_counter() - started, 2)
 
-    def fell_back(self) -> bool:
-        """Whether SGLang had no implementation of the model and took transformers' own, which is slower."""
-        return "falling back to Transformers" in self.log.read_text(encoding="utf-8", errors="replace")
+    def ask(self, question: Any) -> Any:
+        """Sends a question and waits for the answer.
 
-    def seconds(self, requests: int, tokens_in: int, tokens_out: int) -> float:
-        """Time of one batch of random prompts, from the call to the last token of the last request."""
+        Raises:
+            RuntimeError: the process ended, or took too long; the message has the end of its log.
+        """
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps([requests, tokens_in, tokens_out]) + "\n")
+            self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             self._fail()
-        return self._answer()["seconds"]
+        return self._answer()
 
     def close(self) -> None:
         """Ends the engine, and whatever of it is left; waits, so that the GPU is free afterwards."""
@@ -75,7 +71,7 @@ class Child:
             self.process.wait(60)
         self._kill()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Any:
         assert self.process.stdout is not None
         timer = threading.Timer(self.limit, self._kill)
         timer.start()
@@ -105,6 +101,42 @@ class Child:
             self.process.poll()
             time.sleep(0.1)
         self.process.wait()
+
+
+class Child(Piped):
+    """An engine that generates from random prompts.
+
+    Args:
+        model: folder with the config.json.
+        options: keywords of `sglang.Engine`.
+        plugins: value of SGLANG_PLUGINS: "arctic", or a name that does not exist, which means none.
+        log: file that gets everything SGLang prints.
+        limit: seconds that one answer may take, the start included; the child is ended after that.
+
+    Raises:
+        RuntimeError: the engine did not start.
+    """
+
+    def __init__(
+        self, model: Path, options: dict[str, Any], plugins: str, log: Path, limit: float = 600
+    ) -> None:
+        command = [sys.executable, __file__, str(model), json.dumps(options)]
+        super().__init__(command, {"SGLANG_PLUGINS": plugins}, log, limit)
+
+    def fell_back(self) -> bool:
+        """Whether SGLang had no implementation of the model and took transformers' own, which is slower."""
+        return "falling back to Transformers" in self.log.read_text(encoding="utf-8", errors="replace")
+
+    def seconds(self, requests: int, tokens_in: int, tokens_out: int) -> float:
+        """Time of one batch of random prompts, from the call to the last token of the last request."""
+        return self.ask([requests, tokens_in, tokens_out])["seconds"]
+
+
+def own_output() -> TextIO:
+    """Keeps this process's standard output for its answers; whatever else it prints goes to the log."""
+    pipe = os.fdopen(os.dup(1), "w")  # not inherited by SGLang's processes, so the pipe ends with this one
+    os.dup2(2, 1)
+    return pipe
 
 
 def about(engine: Any) -> dict[str, Any]:
@@ -150,6 +182,4 @@ def serve(model: str, options: dict[str, Any], channel: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    pipe = os.fdopen(os.dup(1), "w")  # not inherited by SGLang's processes, so the pipe ends with this one
-    os.dup2(2, 1)
-    serve(sys.argv[1], json.loads(sys.argv[2]), pipe)
+    serve(sys.argv[1], json.loads(sys.argv[2]), own_output())

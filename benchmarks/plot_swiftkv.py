@@ -7,7 +7,6 @@ The count of operations is that of `swiftkv.cost`; measured points come from `be
 """
 
 import argparse
-import html
 import json
 import math
 import sys
@@ -15,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import common
+from pages import Canvas, fill, share, update
 from shapes import MODELS, Model
 
 from swiftkv.cost import prefill_saved
 
 DOCS = Path(__file__).parents[1] / "docs"
+SCRIPT = Path(__file__).name
 LENGTHS = [2**power for power in range(7, 18)]  # 128 .. 131072
 # An H200's data sheet: 989 dense bf16 TFLOP/s and 4.8 TB/s. A product with fewer rows than the quotient waits
 # for its weights. In fp8 both the operations and the weights a second double.
@@ -92,26 +93,9 @@ def plot(measured: list[tuple[str, str, int, float]]) -> str:
             line = [(tokens, _saved(MODELS[name], tokens, floor)) for tokens in _steps()]
             canvas.line(line, COLORS[name], dashed=floor > 0)
     for name, label, tokens, saved in measured:
-        canvas.point(tokens, saved, COLORS[name], label)
+        canvas.point(tokens, saved, COLORS[name], f"{label}, {saved:.1%}")
     canvas.legend(bool(measured))
     return canvas.svg()
-
-
-def fill(page: str, blocks: dict[str, str]) -> str:
-    """Puts each block between its markers.
-
-    Raises:
-        ValueError: the page lacks a marker.
-    """
-    for name, text in blocks.items():
-        begin, end = (f"<!-- {word} {name}: benchmarks/plot_swiftkv.py -->" for word in ("begin", "end"))
-        before, found, rest = page.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not found or not ended:
-            message = f"the page has no block {name!r}"
-            raise ValueError(message)
-        page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
-    return page
 
 
 def main() -> int:
@@ -126,37 +110,30 @@ def main() -> int:
     found = results(args.results)
     page = (args.docs / "swiftkv.md").read_text(encoding="utf-8")
     wanted = {
-        args.docs / "swiftkv.md": fill(page, {"work": work_table(), "measured": measured_table(found)}),
+        args.docs / "swiftkv.md": fill(
+            page, {"work": work_table(), "measured": measured_table(found)}, SCRIPT
+        ),
         args.docs / "swiftkv-work.svg": plot(points(found)),
     }
-    stale = [
-        path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
-    for path in stale:
-        print(f"{path} {'is not current' if args.check else 'written'}")
-        if not args.check:
-            path.write_text(wanted[path], encoding="utf-8")
-    return 1 if stale and args.check else 0
+    return update(wanted, args.check)
 
 
-class _Canvas:
+class _Canvas(Canvas):
     """Draws into the data's coordinates: tokens, on a logarithmic scale, and shares."""
 
-    WIDTH, HEIGHT = 760, 430
-    LEFT, RIGHT, TOP, BOTTOM = 64, 28, 40, 56
     HIGHEST = 0.6
 
     def __init__(self, bottom: float) -> None:
+        super().__init__()
         self.bottom = bottom
-        self.parts: list[str] = []
 
     def x(self, tokens: float) -> float:
-        share = math.log2(tokens / LENGTHS[0]) / math.log2(LENGTHS[-1] / LENGTHS[0])
-        return self.LEFT + share * (self.WIDTH - self.LEFT - self.RIGHT)
+        part = share(tokens, LENGTHS[0], LENGTHS[-1])
+        return self.LEFT + part * (self.WIDTH - self.LEFT - self.RIGHT)
 
     def y(self, saved: float) -> float:
-        share = (saved - self.bottom) / (self.HIGHEST - self.bottom)
-        return self.HEIGHT - self.BOTTOM - share * (self.HEIGHT - self.TOP - self.BOTTOM)
+        part = (saved - self.bottom) / (self.HIGHEST - self.bottom)
+        return self.HEIGHT - self.BOTTOM - part * (self.HEIGHT - self.TOP - self.BOTTOM)
 
     def axes(self) -> None:
         left, right = self.x(LENGTHS[0]), self.x(LENGTHS[-1])
@@ -171,17 +148,6 @@ class _Canvas:
             label = str(tokens) if tokens < 1024 else f"{tokens // 1024}k"
             self.text(x, self.y(self.bottom) + 20, label, anchor="middle")
         self.text((left + right) / 2, self.HEIGHT - 12, "tokens of the prompt", anchor="middle")
-
-    def line(self, values: list[tuple[int, float]], color: str, *, dashed: bool) -> None:
-        path = " ".join(f"{self.x(tokens):.1f},{self.y(saved):.1f}" for tokens, saved in values)
-        dash = ' stroke-dasharray="6 4"' if dashed else ""
-        self.parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"{dash}/>')
-
-    def point(self, tokens: int, saved: float, color: str, label: str) -> None:
-        self.parts.append(
-            f'<circle cx="{self.x(tokens):.1f}" cy="{self.y(saved):.1f}" r="4.5" fill="{color}" '
-            f'stroke="white" stroke-width="1.5"><title>{html.escape(label)}, {saved:.1%}</title></circle>'
-        )
 
     def legend(self, measured: bool) -> None:
         models = {name: MODELS[name] for name in COLORS}
@@ -200,22 +166,6 @@ class _Canvas:
             at = y + 18 * len(rows)
             self.parts.append(f'<circle cx="{x + 14:.1f}" cy="{at:.1f}" r="4.5" fill="#555"/>')
             self.text(x + 36, at + 4, "time, measured")
-
-    def stroke(self, x1: float, y1: float, x2: float, y2: float, color: str, more: str = "") -> None:
-        self.parts.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}"{more}/>'
-        )
-
-    def text(self, x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> None:
-        self.parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}">'
-            f"{html.escape(text)}</text>"
-        )
-
-    def svg(self) -> str:
-        size = f'width="{self.WIDTH}" height="{self.HEIGHT}" viewBox="0 0 {self.WIDTH} {self.HEIGHT}"'
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12" fill="#222">'
-        return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *self.parts, "</svg>", ""])
 
 
 def _steps() -> list[int]:

@@ -275,6 +275,7 @@ _FOUNDATION: tuple[Seam, ...] = (
         members=(
             "_scheduler_init_result",
             "async_generate",
+            "get_all_child_pids",
             "loop",
             "send_to_rpc",
             "shutdown",

@@ -17,6 +17,7 @@ from arctic_sglang.compat import apply, process, source, vendor, verify
 from arctic_sglang.compat.seams import SEAMS, Role, seams_of
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.cpu import defaults
+from arctic_sglang.embedding import placement, road
 from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
 from swiftkv import limits
@@ -78,6 +79,8 @@ class ArcticServerArgs(_WithFlags):
             _set_cpu_defaults(self, threads)
         if decision.pooling is not None:
             _set_pooling_defaults(self, decision.pooling)
+        if Feature.EMBEDDING in features:
+            _set_embedding(self)
         super().__post_init__()
         # Only now has SGLang read the model's config.
         if wants_swiftkv(config, self.get_model_config().hf_config.architectures or ()):
@@ -143,7 +146,7 @@ def _checkpoint_folder(model_path: str, revision: str | None) -> Path:
 
 
 def _cpu_threads(args: Any, config: ArcticConfig) -> int:
-    ranks = args.tp_size * args.pp_size * args.dp_size
+    ranks = args.tp_size * args.pp_size * args.dp_size * config.embedding_replicas
     return defaults.threads_per_rank(_core_count(), ranks, config.cpu_threads_per_rank)
 
 
@@ -164,6 +167,43 @@ def _set_pooling_defaults(args: Any, pooling: PoolingSpec) -> None:
         # prefix's keys and values depend on what follows it.
         args.disable_radix_cache = True
         args.chunked_prefill_size = -1
+
+
+def _set_embedding(args: Any) -> None:
+    """Refuses what the vectorised road does not go with, and fills in the size of its steps.
+
+    Raises:
+        ValueError: some settings are refused; all of them are named.
+    """
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
+    refused = road.refusals(settings | {"pickled": env.pickled_messages()})
+    if refused:
+        listed = "\n".join(f"  - {text}" for text in refused)
+        msg = f"--enable-fast-embedding does not go with:\n{listed}\nLeave these out, or the flag."
+        raise ValueError(msg)
+    if args.embedding_replicas > 1:
+        _set_replicas(args, settings)
+    if args.embedding_step_tokens is None:
+        args.embedding_step_tokens = road.step_tokens(vendor.accelerator())
+    if args.max_total_tokens is None and args.mem_fraction_static is None:
+        args.max_total_tokens = road.CACHE_TOKENS
+
+
+def _set_replicas(args: Any, settings: dict[str, Any]) -> None:
+    """Refuses what further instances do not go with, and leaves them room on a GPU that they share.
+
+    Raises:
+        ValueError: some settings are refused; all of them are named.
+    """
+    refused = placement.refusals(settings)
+    if refused:
+        listed = "\n".join(f"  - {text}" for text in refused)
+        flag = f"--embedding-replicas {args.embedding_replicas}"
+        msg = f"{flag} does not go with:\n{listed}\nLeave these out, or the flag."
+        raise ValueError(msg)
+    gpus = placement.usable_gpus(vendor.device_count(), args.base_gpu_id, args.gpu_id_step)
+    if args.max_total_tokens is None and placement.places(args.embedding_replicas, gpus)[0].sharing > 1:
+        args.max_total_tokens = max(placement.SHARED_CACHE_TOKENS, args.context_length or 0)
 
 
 def _set_swiftkv(args: Any) -> None:

@@ -9,8 +9,17 @@ from typing import Any
 
 _NAMES = {
     "add_prefix": "sglang.srt.utils.common",
+    "app": "sglang.srt.entrypoints.http_server",
     "Arg": "sglang.srt.arg_groups.arg_utils",
+    "async_sock_recv": "sglang.srt.managers.io_struct",
     "ColumnParallelLinear": "sglang.srt.layers.linear",
+    "AttentionBackend": "sglang.srt.layers.attention.base_attn_backend",
+    "BertEncoder": "sglang.srt.models.bert",
+    "flash_attn_varlen_func": "sglang.kernels.ops.attention.flash_attention",
+    "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
+    "RadixAttention": "sglang.srt.layers.radix_attention",
+    "configure_logger": "sglang.srt.utils.common",
+    "configure_scheduler_process": "sglang.srt.managers.scheduler",
     "CpuDeviceMixin": "sglang.srt.platforms.cpu",
     "EmbeddingPoolerOutput": "sglang.srt.layers.pooler",
     "EmbeddingReqInput": "sglang.srt.managers.io_struct",
@@ -22,6 +31,7 @@ _NAMES = {
     "get_parallel": "sglang.srt.runtime_context",
     "get_pp_group": "sglang.srt.distributed.parallel_state",
     "get_server_args": "sglang.srt.runtime_context",
+    "get_zmq_socket": "sglang.srt.utils.network",
     "get_token_to_kv_pool": "sglang.srt.model_executor.forward_context",
     "HookRegistry": "sglang.srt.plugins.hook_registry",
     "HookSource": "sglang.srt.plugins.hook_registry",
@@ -32,6 +42,7 @@ _NAMES = {
     "load_plugins": "sglang.srt.plugins",
     "LogitsProcessor": "sglang.srt.layers.logits_processor",
     "LogitsProcessorOutput": "sglang.srt.layers.logits_processor",
+    "maybe_reindex_device_id": "sglang.srt.utils.common",
     "MergedColumnParallelLinear": "sglang.srt.layers.linear",
     "MHATokenToKVPool": "sglang.srt.mem_cache.memory_pool",
     "MLATokenToKVPool": "sglang.srt.mem_cache.memory_pool",
@@ -41,14 +52,19 @@ _NAMES = {
     "PlatformEnum": "sglang.srt.platforms.device_mixin",
     "Pooler": "sglang.srt.layers.pooler",
     "PoolingType": "sglang.srt.layers.pooler",
+    "PortArgs": "sglang.srt.server_args",
+    "publish": "sglang.srt.runtime_context",
     "Qwen2ForCausalLM": "sglang.srt.models.qwen2",
     "Qwen2Model": "sglang.srt.models.qwen2",
     "Qwen3ForCausalLM": "sglang.srt.models.qwen3",
     "Qwen3Model": "sglang.srt.models.qwen3",
     "RMSNorm": "sglang.srt.layers.layernorm",
+    "Scheduler": "sglang.srt.managers.scheduler",
     "ServerArgs": "sglang.srt.server_args",
     "ShapeKey": "sglang.srt.model_executor.runner.shape_key",
+    "sock_send": "sglang.srt.managers.io_struct",
     "SRTPlatform": "sglang.srt.platforms.interface",
+    "TypeBasedDispatcher": "sglang.utils",
     "TokenToKVPoolAllocator": "sglang.srt.mem_cache.allocator",
 }
 
@@ -86,6 +102,20 @@ def set_cpu_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+
+
+def device_count() -> int:
+    """CUDA devices that are visible; 0 without any."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def setproctitle(title: str) -> None:
+    """Name this process for `ps`, with the library that SGLang uses."""
+    from setproctitle import setproctitle
+
+    setproctitle(title)
 
 
 def cuda_devices() -> list[str]:

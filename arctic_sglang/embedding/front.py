@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,14 @@ class Instance:
         name: for messages.
         send: hands an `EmbedBlock` or `DropBlocks` over; does not wait.
         tokens: of the blocks that it holds.
-        blocks: those blocks, by number.
+        answered: blocks that it has answered so far.
+        blocks: those that it holds, by number.
     """
 
     name: str
     send: Callable[[Any], None]
     tokens: int = 0
+    answered: int = 0
     blocks: dict[int, _Job] = field(default_factory=dict)
 
 
@@ -80,6 +82,16 @@ class FrontDoor:
         """Whether nothing waits and nothing is in work."""
         return not self._small and not self._large and not any(i.blocks for i in self._instances)
 
+    def status(self) -> dict[str, Any]:
+        """What is in work, for a status page: plain values, a row for each instance in service."""
+        return {
+            "waiting_blocks": len(self._small) + len(self._large),
+            "instances": [
+                {"name": i.name, "blocks": len(i.blocks), "tokens": i.tokens, "answered_blocks": i.answered}
+                for i in self._instances
+            ],
+        }
+
     def add(self, instance: Instance) -> None:
         """Take an instance into service."""
         self._instances.append(instance)
@@ -89,6 +101,10 @@ class FrontDoor:
         """Take a dead instance out of service; what it had in work goes to the head of the queues."""
         self._instances.remove(instance)
         for job in reversed(instance.blocks.values()):
+            if job.done.done():
+                continue  # its request was given up
+            # A new number: what the old instance may still answer is an answer to nothing.
+            job.block = replace(job.block, number=next(self._numbers))
             (self._small if job.block.small else self._large).appendleft(job)
         instance.blocks.clear()
         instance.tokens = 0
@@ -142,6 +158,7 @@ class FrontDoor:
             if job is None:
                 continue
             instance.tokens -= len(job.block.ids)
+            instance.answered += 1
             if not job.done.done():
                 if answer.vectors is None:
                     job.done.set_exception(EmbeddingFailedError(answer.error or "no reason given"))
@@ -186,7 +203,8 @@ class FrontDoor:
         if not jobs:
             return
         for future in jobs:
-            future.cancel()
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # of a second failure of the request; asyncio reports what nobody looked at
         for queue in (self._small, self._large):
             kept = [job for job in queue if job.done not in jobs]
             queue.clear()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from arctic_sglang.embedding.rows import TokenRows
 from batch_sdk.errors import RowError
 from batch_sdk.truncation import OnTooLong
 
@@ -75,17 +76,24 @@ class EmbedRequest(NamedTuple):
     """A block of rows to embed. `position` identifies the block: it is unique among those in flight.
 
     With `truncate` a text over the model's window loses its end, as in sentence-transformers, rather than
-    come back as `too_long`.
+    come back as `too_long`. Where `ids` is given, the rows are its token ids and `texts` is empty: the model gets
+    them as they are, and `truncate` drops the last of them.
     """
 
     position: int
     texts: list[str]
     truncate: bool = False
+    ids: TokenRows | None = None
 
     @property
     def rows(self) -> int:
         """Rows in this block."""
-        return len(self.texts)
+        return len(self.texts) if self.ids is None else self.ids.rows
+
+    def slice(self, first: int, last: int) -> EmbedRequest:
+        """Return rows `first` to `last`, exclusive, as a block at their own position."""
+        ids = None if self.ids is None else self.ids.slice(first, last)
+        return EmbedRequest(self.position + first, self.texts[first:last], self.truncate, ids)
 
 
 class EmbedResult(NamedTuple):
@@ -118,6 +126,7 @@ class EngineInfo:
         embedding_size: floats in a vector; None for a generating engine.
         checkpoint: what an embedding model's sentence-transformers files say; None where the engine does not read
             them, or there are none.
+        block_rows: rows of an `EmbedRequest` that suit it best.
     """
 
     model: str
@@ -125,6 +134,7 @@ class EngineInfo:
     has_chat_template: bool = False
     embedding_size: int | None = None
     checkpoint: PoolingSpec | None = None
+    block_rows: int = 64
 
 
 class Engine(ABC):

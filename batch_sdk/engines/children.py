@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 
@@ -41,6 +42,22 @@ def first_dead(processes: Sequence[psutil.Process]) -> psutil.Process | None:
         except psutil.NoSuchProcess:
             return process
     return None
+
+
+def vital(engine: Any, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return those of a `sglang.Engine`'s processes without which it cannot go on.
+
+    An embedding replica is none of them: the engine goes on without it, and starts it again.
+    """
+    named = set(engine.get_all_child_pids())
+    return [process for process in processes if process.pid in named]
+
+
+def end_replicas(engine: Any) -> None:
+    """End a `sglang.Engine`'s embedding replicas, those too that were started again since its start."""
+    replicas = getattr(engine.tokenizer_manager, "arctic_replicas", None)
+    if replicas is not None:
+        replicas.close()
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:

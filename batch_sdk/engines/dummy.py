@@ -24,6 +24,7 @@ from batch_sdk.engines.base import (
     Task,
 )
 from batch_sdk.engines.dummy_json import break_json, draw_json
+from batch_sdk.engines.token_rows import cut, refusals
 from batch_sdk.errors import EngineDiedError, EngineError, OptionError, RowError, RowErrorKind, check_names
 from batch_sdk.truncation import truncated
 
@@ -47,7 +48,8 @@ class DummyOptions:
         shuffle: results come back in a random order, some of those in flight at a time.
         seed: of the shuffling.
         delay_seconds: how long each `wait` takes.
-        fail_on: inputs that contain this text end as `rejected`.
+        vocabulary: token ids are below this; None is any.
+        fail_on: texts that contain this end as `rejected`.
         die_on: on an input that contains this text the engine dies, until it is started again.
         die_after_requests: this many requests are answered, then the engine is dead; None is never.
     """
@@ -56,6 +58,7 @@ class DummyOptions:
     broken_json: float = 0.0
     embedding_size: int = 16
     max_input_tokens: int | None = None
+    vocabulary: int | None = None
     chat_template: bool = True
     shuffle: bool = False
     seed: int = 0
@@ -223,16 +226,29 @@ class DummyEngine(Engine):
         return words[:allowed], "length" if allowed < len(words) else "stop"
 
     def _embed(self, request: EmbedRequest) -> EmbedResult:
-        size, texts = self.options.embedding_size, request.texts
-        if request.truncate and self.options.max_input_tokens is not None:
-            texts = [" ".join(text.split()[: self.options.max_input_tokens]) for text in texts]
-        raw = b"".join([hashlib.shake_128(text.encode()).digest(2 * size) for text in texts])
-        vectors = np.frombuffer(raw, dtype="<i2").reshape(len(texts), size).astype(np.float32) + 0.5
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        limit = self.options.max_input_tokens
+        if request.ids is not None:
+            rows = request.ids if limit is None or not request.truncate else cut(request.ids, limit)
+            keys = [np.array(ids, np.int32).tobytes() for ids in rows.to_lists()]
+            errors = refusals(rows, limit, self.options.vocabulary)
+            return EmbedResult(request.position, self._vectors(keys), rows.lengths, errors)
+        texts = request.texts
+        if request.truncate and limit is not None:
+            texts = [" ".join(text.split()[:limit]) for text in texts]
         tokens = np.array([len(text.split()) for text in texts], dtype=np.int32)
         errors = [self._refusal(text, int(count)) for text, count in zip(texts, tokens, strict=True)]
+        vectors = self._vectors([text.encode() for text in texts])
         return EmbedResult(request.position, vectors, tokens, errors)
+
+    def _vectors(self, keys: Sequence[bytes]) -> np.ndarray:
+        size = self.options.embedding_size
+        raw = b"".join([hashlib.shake_128(key).digest(2 * size) for key in keys])
+        vectors = np.frombuffer(raw, dtype="<i2").reshape(len(keys), size).astype(np.float32) + 0.5
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
 
 def _text(request: Request) -> str:
-    return str(request.texts if isinstance(request, EmbedRequest) else request.prompt)
+    if isinstance(request, EmbedRequest):
+        return str(request.texts if request.ids is None else request.ids.to_lists())
+    return str(request.prompt)

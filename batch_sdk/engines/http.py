@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from arctic_sglang.embedding.rows import TokenRows
 from batch_sdk.engines import children
 from batch_sdk.engines.base import (
     EmbedRequest,
@@ -24,6 +25,7 @@ from batch_sdk.engines.http_client import HttpClient
 from batch_sdk.engines.http_options import HttpOptions
 from batch_sdk.engines.openai_api import Vectors, embedded, generate_body, generated
 from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
+from batch_sdk.engines.token_rows import refusals
 from batch_sdk.errors import EngineError, OptionError, RowError
 
 _PROBE = "hello"
@@ -158,7 +160,7 @@ class HttpEngine(Engine):
             return GenerateResult(request.position, None, None, None, None, answer)
         return generated(request.position, answer, request.sampling.get("n", 1))
 
-    async def _vectors(self, texts: list[str]) -> Vectors | RowError:
+    async def _vectors(self, texts: list[str] | list[list[int]]) -> Vectors | RowError:
         body = {"model": self.model, "input": texts, "encoding_format": self._encoding}
         answer = await self._ask("embeddings", body)
         found = answer if isinstance(answer, RowError) else embedded(answer, len(texts))
@@ -171,7 +173,26 @@ class HttpEngine(Engine):
         return found
 
     async def _embed(self, request: EmbedRequest) -> EmbedResult:
-        texts = request.texts
+        if request.ids is not None:
+            return await self._embed_ids(request, request.ids)
+        return await self._embed_inputs(request.position, request.texts)
+
+    async def _embed_ids(self, request: EmbedRequest, rows: TokenRows) -> EmbedResult:
+        """Lists of token ids, as OpenAI's protocol has them; those that no server takes are not sent."""
+        # How long a row may be and which ids there are, the server knows.
+        errors = refusals(rows, None, None)
+        good = [row for row, error in enumerate(errors) if error is None]
+        ids = rows.to_lists()
+        size = self.info.embedding_size or 0
+        result = EmbedResult(request.position, np.zeros((rows.rows, size), np.float32), rows.lengths, errors)
+        if good:
+            answered = await self._embed_inputs(request.position, [ids[row] for row in good])
+            result.vectors[good] = answered.vectors
+            for row, error in zip(good, answered.errors, strict=True):
+                errors[row] = error
+        return result
+
+    async def _embed_inputs(self, position: int, texts: list[Any]) -> EmbedResult:
         found = [await self._vectors(texts)]
         pieces = [slice(0, len(texts))]
         if isinstance(found[0], RowError) and len(texts) > 1:
@@ -191,7 +212,7 @@ class HttpEngine(Engine):
                 tokens[piece] = answer.tokens
             else:
                 uncounted += answer.tokens or 0
-        return EmbedResult(request.position, vectors, tokens, errors, uncounted)
+        return EmbedResult(position, vectors, tokens, errors, uncounted)
 
 
 def _go_on() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from batch_sdk.engines.base import (
-    EmbedRequest,
     EmbedResult,
     Engine,
     EngineInfo,
@@ -140,10 +139,7 @@ def _rows_of(request: Request) -> list[Request]:
     """Return the request as requests of one row each. Positions within a block are not used by others."""
     if isinstance(request, GenerateRequest):
         return [request]
-    return [
-        EmbedRequest(request.position + index, [text], request.truncate)
-        for index, text in enumerate(request.texts)
-    ]
+    return [request.slice(row, row + 1) for row in range(request.rows)]
 
 
 def _poisoned(unit: Request, cause: EngineDiedError, info: EngineInfo) -> Result:

@@ -12,14 +12,14 @@ import asyncio
 import atexit
 import signal
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import psutil
 
+from arctic_sglang.embedding.rows import TokenRows
 from batch_sdk.engines import children
 from batch_sdk.engines.base import (
     EmbedRequest,
@@ -33,9 +33,10 @@ from batch_sdk.engines.base import (
     Task,
 )
 from batch_sdk.engines.intake import Intake
-from batch_sdk.engines.sglang_answers import generated
+from batch_sdk.engines.sglang_answers import asked, generated
+from batch_sdk.engines.sglang_embedding import Embedder, FastEmbedder, PlainEmbedder
 from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
-from batch_sdk.engines.tokenizing import prompt_ids, text_ids
+from batch_sdk.engines.tokenizing import prompt_ids
 from batch_sdk.errors import EngineDiedError, EngineError, OptionError, RowError, RowErrorKind
 from batch_sdk.truncation import truncated
 
@@ -58,10 +59,11 @@ class SGLangEngine(Engine):
 
     Args:
         model: path or hub name.
-        task: "embed" starts SGLang with `is_embedding=True`.
+        task: "embed" starts SGLang with `is_embedding=True`, and with `enable_fast_embedding=True` unless the
+            options say False.
         options: any other argument of `sglang.Engine`; passed through untouched. `log_level` is "error"
             unless given. `window_tokens` is ours: tokens of input that may be at SGLang at once; twice
-            what its KV cache holds unless given.
+            what its KV cache holds unless given, and 64 forward steps where embeddings take the fast road.
 
     Raises:
         OptionError: an option that `model` or `task` decides, or one that the SDK cannot work with.
@@ -84,9 +86,11 @@ class SGLangEngine(Engine):
         self._engine: Any = None
         self._info: EngineInfo | None = None
         self._children: list[psutil.Process] = []
+        self._vital: list[psutil.Process] = []
         self._old_handlers: dict[signal.Signals, Any] = {}
         self._pool: TaskPool[Result] | None = None
         self._intake: Intake[Any, Result] | None = None
+        self._embedder: Embedder | None = None
 
     @property
     def started(self) -> bool:
@@ -114,8 +118,10 @@ class SGLangEngine(Engine):
             with self._signals_survived():
                 self._engine = self._launch()
                 self._pool = TaskPool(self._engine.loop)
+                self._embedder = self._make_embedder() if self.task == "embed" else None
                 self._intake = self._make_intake(self._pool)
                 self._children = children.since(before)
+                self._vital = children.vital(self._engine, self._children)
                 self._info = self._probe()
         finally:
             if self._info is None:
@@ -136,6 +142,7 @@ class SGLangEngine(Engine):
         options: dict[str, Any] = {"model_path": self.model, **self._options}
         if self.task == "embed":
             options["is_embedding"] = True
+            options.setdefault("enable_fast_embedding", True)
         if threading.current_thread() is threading.main_thread():
             # The default handler kills this whole process, output and all, when a child fails.
             options.setdefault("custom_sigquit_handler", signal.SIG_IGN)
@@ -192,12 +199,25 @@ class SGLangEngine(Engine):
         error = result.errors[0] if isinstance(result, EmbedResult) else result.error
         if error is not None:
             raise EngineError(f"the engine cannot do its first request: {error.message}")
-        size = result.vectors.shape[1] if isinstance(result, EmbedResult) else None
+        if not isinstance(result, EmbedResult) or self._embedder is None:
+            return info
         decision = getattr(self._engine.server_args, "_arctic", None)
-        checkpoint = None if decision is None else decision.pooling
-        return replace(info, embedding_size=size, checkpoint=checkpoint)
+        return replace(
+            info,
+            embedding_size=result.vectors.shape[1],
+            checkpoint=None if decision is None else decision.pooling,
+            block_rows=self._embedder.block_rows,
+        )
+
+    def _make_embedder(self) -> Embedder:
+        manager = self._engine.tokenizer_manager
+        if self._engine.server_args.enable_fast_embedding:
+            return FastEmbedder(manager)
+        return PlainEmbedder(manager, self._limit())
 
     def _limit(self) -> int | None:
+        if isinstance(self._embedder, FastEmbedder):
+            return self._embedder.limit
         manager = self._engine.tokenizer_manager
         if self._engine.server_args.allow_auto_truncate:
             return None  # SGLang cuts long inputs itself, as asked
@@ -210,6 +230,7 @@ class SGLangEngine(Engine):
         engine, self._engine, self._info = self._engine, None, None
         pool, self._pool = self._pool, None
         intake, self._intake = self._intake, None
+        self._embedder = None
         if intake is not None:
             intake.close()
         if pool is not None:
@@ -219,8 +240,9 @@ class SGLangEngine(Engine):
             atexit.unregister(engine.shutdown)
             engine.tokenizer_manager._subprocess_watchdog.stop()
             engine.send_to_rpc.close(linger=0)
+            children.end_replicas(engine)
         children.kill(self._children)
-        self._children = []
+        self._children, self._vital = [], []
         if engine is not None:
             children.close_loop(engine.loop)
         # In another thread (Polars runs and ends queries in its own) they stay as they are: SIGQUIT ignored.
@@ -230,7 +252,7 @@ class SGLangEngine(Engine):
         self._old_handlers = {}
 
     def _check_alive(self) -> None:
-        dead = children.first_dead(self._children)
+        dead = children.first_dead(self._vital)
         if dead is not None:
             raise EngineDiedError(
                 f"a process of the engine died (pid {dead.pid})",
@@ -241,19 +263,17 @@ class SGLangEngine(Engine):
 
     def _make_intake(self, pool: TaskPool[Result]) -> Intake[Any, Result]:
         window = self._window_tokens
+        if window is None and isinstance(self._embedder, FastEmbedder):
+            window = self._embedder.window_tokens
         if window is None:
             facts = self._engine._scheduler_init_result.scheduler_infos[0]
             caches = _CACHES_OF_TOKENS * self._engine.server_args.dp_size
             window = caches * int(facts["max_total_num_tokens"])
-        embeds = self.task == "embed"
-        return Intake(
-            self._engine.loop,
-            pool,
-            window_tokens=window,
-            tokenize=self._text_ids if embeds else self._prompt_ids,
-            tokens=_block_tokens if embeds else _prompt_tokens,
-            work=self._embed if embeds else self._generate,
-        )
+        if self._embedder is not None:
+            ways = {"tokenize": self._embedder.tokenize, "tokens": _row_tokens, "work": self._embedder.embed}
+        else:
+            ways = {"tokenize": self._prompt_ids, "tokens": _prompt_tokens, "work": self._generate}
+        return Intake(self._engine.loop, pool, window_tokens=window, **ways)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Take requests on their way to SGLang; those that do not fit are answered without it."""
@@ -274,28 +294,19 @@ class SGLangEngine(Engine):
         if self._pool is None or self._intake is None or (self._pool.empty and self._intake.empty):
             return
         self._intake.forget()
-        self._pool.forget()
-        self._engine.tokenizer_manager.abort_request(abort_all=True)
+        self._pool.forget()  # on embeddings' fast road this drops their blocks
+        if not isinstance(self._embedder, FastEmbedder):
+            self._engine.tokenizer_manager.abort_request(abort_all=True)
 
     def _prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[list[int] | RowError]:
         return prompt_ids(self._engine.tokenizer_manager.tokenizer, [request.prompt for request in requests])
-
-    def _text_ids(self, requests: Sequence[EmbedRequest]) -> list[list[list[int]]]:
-        manager = self._engine.tokenizer_manager
-        # As SGLang does for texts: this model's tokenizer leaves out the end token that it was trained with.
-        end = manager.tokenizer.eos_token_id if manager.model_config.is_embedding_gemma else None
-        found = []
-        for request in requests:
-            limit = self._info.max_input_tokens if request.truncate and self._info is not None else None
-            found.append(text_ids(manager.tokenizer, request.texts, limit, end))
-        return found
 
     async def _generate(self, request: GenerateRequest, ids: list[int] | RowError) -> GenerateResult:
         wanted = request.sampling["max_new_tokens"]
         left = ids if isinstance(ids, RowError) else self._cut(ids, request)
         error = left if isinstance(left, RowError) else self._too_long(len(left), wanted)
         if error is None:
-            answer = await self._ask(
+            answer = await asked(
                 self._engine.async_generate(
                     input_ids=left, sampling_params=dict(request.sampling), return_logprob=request.logprobs
                 )
@@ -336,45 +347,6 @@ class SGLangEngine(Engine):
             )
         return None
 
-    @staticmethod
-    async def _ask(work: Coroutine[Any, Any, Any]) -> Any:
-        """Await SGLang's answer; what it raises for a single request becomes a `RowError`."""
-        from fastapi import HTTPException
-
-        try:
-            return await work
-        except ValueError as error:
-            return RowError(RowErrorKind.REJECTED, str(error))
-        except HTTPException as error:
-            return RowError(RowErrorKind.ABORTED, f"{error.status_code}: {error.detail}")
-
-    async def _embed(self, request: EmbedRequest, ids: list[list[int]]) -> EmbedResult:
-        errors = [self._too_long(len(row)) for row in ids]
-        rows = [row for row, error in enumerate(errors) if error is None]
-        answers: Any = await self._ask(self._encode([ids[row] for row in rows])) if rows else []
-        if isinstance(answers, RowError):
-            # One row spoiled the block: ask for each alone, so that only that one fails.
-            answers = [await self._ask(self._encode([ids[row]])) for row in rows]
-            answers = [answer if isinstance(answer, RowError) else answer[0] for answer in answers]
-        found = {row: answer for row, answer in zip(rows, answers, strict=True)}
-        for row, answer in found.items():
-            if isinstance(answer, RowError):
-                errors[row] = answer
-        size = self._info.embedding_size if self._info is not None else None
-        vectors = np.zeros((len(ids), size or _size(found) or 1), np.float32)
-        for row, answer in found.items():
-            if not isinstance(answer, RowError):
-                vectors[row] = answer["embedding"]
-        tokens = np.array([len(row) for row in ids], np.int32)
-        return EmbedResult(request.position, vectors, tokens, errors)
-
-    async def _encode(self, ids: list[list[int]]) -> Any:
-        from arctic_sglang.compat import vendor
-
-        # Token ids rather than texts: Engine.async_encode tokenises again, and refuses an empty text.
-        request = vendor.EmbeddingReqInput(input_ids=ids)
-        return await anext(self._engine.tokenizer_manager.generate_request(request, None))
-
 
 def _result(task: asyncio.Task[Result]) -> Result:
     error = task.exception()
@@ -384,13 +356,9 @@ def _result(task: asyncio.Task[Result]) -> Result:
     return task.result()
 
 
-def _size(found: dict[int, Any]) -> int | None:
-    return next((len(a["embedding"]) for a in found.values() if not isinstance(a, RowError)), None)
-
-
 def _prompt_tokens(ids: list[int] | RowError) -> int:
     return 0 if isinstance(ids, RowError) else len(ids)
 
 
-def _block_tokens(ids: list[list[int]]) -> int:
-    return sum(map(len, ids))
+def _row_tokens(rows: TokenRows) -> int:
+    return rows.tokens

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any
 
 from batch_sdk.engines.base import GenerateResult
 from batch_sdk.errors import RowError, RowErrorKind
+
+
+async def asked(work: Coroutine[Any, Any, Any]) -> Any:
+    """Await SGLang's answer; what it raises for a single request becomes a `RowError`."""
+    from fastapi import HTTPException
+
+    try:
+        return await work
+    except ValueError as error:
+        return RowError(RowErrorKind.REJECTED, str(error))
+    except HTTPException as error:
+        return RowError(RowErrorKind.ABORTED, f"{error.status_code}: {error.detail}")
 
 
 def generated(position: int, answer: dict[str, Any] | list[dict[str, Any]], logprobs: bool) -> GenerateResult:

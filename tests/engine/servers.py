@@ -42,6 +42,7 @@ def running_engine(log: Path | None = None, **options):
     finally:
         atexit.unregister(engine.shutdown)
         engine.tokenizer_manager._subprocess_watchdog.stop()
+        children.end_replicas(engine)
         children.kill(mine)
 
 

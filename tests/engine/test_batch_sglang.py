@@ -21,7 +21,6 @@ import pytest
 
 import batch_sdk
 from batch_sdk.engines import children
-from batch_sdk.engines.base import EmbedRequest
 from batch_sdk.engines.intake import Room
 from batch_sdk.errors import EngineError, OptionError
 
@@ -295,19 +294,16 @@ class TestEmbed:
         again = texts.filter(pl.col("id") % 2 == 1).arctic.embed("text", model=embedder, progress=False)
         np.testing.assert_allclose(out["embedding"].to_numpy(), again["embedding"].to_numpy(), atol=1e-5)
 
-    def test_a_spoiled_block_costs_one_row(self, embedder, monkeypatch):
-        encode = embedder._encode
-
-        async def picky(ids):
-            if any(len(row) == 5 for row in ids):
-                raise ValueError("five tokens are not liked here")
-            return await encode(ids)
-
-        monkeypatch.setattr(embedder, "_encode", picky)
-        embedder.submit([EmbedRequest(0, ["one", "one two three", "one two"])])
-        (result,) = embedder.wait()
-        assert [error and error.kind for error in result.errors] == [None, "rejected", None]
-        assert np.linalg.norm(result.vectors[2]) == pytest.approx(1, abs=1e-3)
+    def test_token_ids_are_taken_as_they_are(self, embedder):
+        texts = ["A cat sat on the mat.", "x", "Grüße"]
+        tokenizer = embedder._engine.tokenizer_manager.tokenizer
+        ids = [*tokenizer(texts)["input_ids"], None, [], [1] * 257, [10**6], [-1]]
+        out = batch_sdk.embed(pa.table({"ids": ids}), column="ids", model=embedder, progress=False)
+        assert kinds(out) == [None] * 3 + ["null_input", "rejected", "too_long", "rejected", "rejected"]
+        same = batch_sdk.embed(pa.table({"text": texts}), column="text", model=embedder, progress=False)
+        np.testing.assert_allclose(
+            np.stack(out["embedding"].to_pylist()[:3]), np.stack(same["embedding"].to_pylist()), atol=1e-5
+        )
 
 
 @pytest.mark.full

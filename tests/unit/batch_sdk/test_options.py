@@ -179,7 +179,7 @@ def test_importing_is_cheap():
 
     code = (
         "import sys, batch_sdk, batch_sdk.cli; "
-        "print([m for m in ('torch', 'sglang', 'pydantic', 'arctic_sglang') if m in sys.modules])"
+        "print([m for m in ('torch', 'sglang', 'pydantic', 'arctic_sglang.compat') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

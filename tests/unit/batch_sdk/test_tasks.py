@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -78,3 +79,14 @@ def test_children_are_found_seen_dead_and_killed():
     children.kill([process_seen, *grandchildren])
     assert children.since(before) == []
     process.wait()
+
+
+def test_a_dead_replica_is_no_dead_engine():
+    processes = [SimpleNamespace(pid=pid) for pid in (11, 12, 13)]
+    closed = []
+    manager = SimpleNamespace(arctic_replicas=SimpleNamespace(close=lambda: closed.append(True)))
+    engine = SimpleNamespace(get_all_child_pids=lambda: [11, 13], tokenizer_manager=manager)
+    assert [process.pid for process in children.vital(engine, processes)] == [11, 13]
+    children.end_replicas(engine)
+    assert closed == [True]
+    children.end_replicas(SimpleNamespace(tokenizer_manager=SimpleNamespace()))
