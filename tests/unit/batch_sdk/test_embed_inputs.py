@@ -153,7 +153,14 @@ def test_a_block_that_is_the_chunk_is_not_copied(jobs):
 
     batch = pa.record_batch({"text": ["a", "b"]})
     vectors = np.ones((2, 3), np.float32)
-    shape = {"size": 3, "block_rows": 2, "normalize": False, "truncate": False, "embedding_type": "float32"}
+    shape = {
+        "size": 3,
+        "block_rows": 2,
+        "normalize": False,
+        "truncate": False,
+        "prompt": "",
+        "embedding_type": "float32",
+    }
     chunk = EmbedChunk(0, batch, ["text"], Tally(), column="text", **shape)
     (request,) = chunk.take(2)
     assert request.texts == ["a", "b"]
