@@ -122,21 +122,21 @@ class PoolingSpec:
         return self.is_encoder or self.mode != "last"
 
 
-def prompt_text(spec: PoolingSpec, name: str | None) -> str:
+def prompt_text(spec: PoolingSpec | None, name: str | None) -> str:
     """The text that goes in front of every text, as `SentenceTransformer.encode(prompt_name=name)` puts it there.
 
     Args:
-        spec: of the checkpoint.
+        spec: of the checkpoint; None: it has no sentence-transformers files, and so no prompts.
         name: one of `spec.prompts`; None: the checkpoint's default, which may be none.
 
     Raises:
         ValueError: no prompt has this name, or the checkpoint leaves a prompt's tokens out of the pooling.
     """
-    wanted = spec.default_prompt_name if name is None else name
+    wanted = spec.default_prompt_name if name is None and spec is not None else name
     if wanted is None:
         return ""
-    if wanted not in spec.prompts:
-        known = ", ".join(map(repr, spec.prompts)) or "none"
+    if spec is None or wanted not in spec.prompts:
+        known = ", ".join(map(repr, spec.prompts if spec is not None else ())) or "none"
         msg = f"prompt name {wanted!r} is not one of the checkpoint's prompts; it has: {known}"
         raise ValueError(msg)
     text = spec.prompts[wanted]
@@ -149,7 +149,7 @@ def prompt_text(spec: PoolingSpec, name: str | None) -> str:
     return text
 
 
-def with_prompt(spec: PoolingSpec, name: str | None, texts: Sequence[str]) -> list[str]:
+def with_prompt(spec: PoolingSpec | None, name: str | None, texts: Sequence[str]) -> list[str]:
     """`texts`, each with `prompt_text(spec, name)` in front; raises what that raises."""
     prompt = prompt_text(spec, name)
     return [prompt + text for text in texts] if prompt else list(texts)

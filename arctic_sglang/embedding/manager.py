@@ -11,6 +11,7 @@ import numpy as np
 
 from arctic_sglang.compat import vendor
 from arctic_sglang.embedding import workers
+from arctic_sglang.embedding.checkpoint import prompt_text
 from arctic_sglang.embedding.front import FrontDoor, Instance
 from arctic_sglang.embedding.rows import TokenRows
 from arctic_sglang.embedding.service import EmbeddingService
@@ -38,7 +39,7 @@ def after_init(_result: None, manager: Any, *_args: Any, **_kwargs: Any) -> None
         return
     pooling = args._arctic.pooling
     # SGLang's own bounds are exclusive and would cost a text of the model's whole window its last token.
-    window = (pooling and pooling.max_input_tokens) or manager.context_len
+    window = min(manager.context_len, (pooling and pooling.max_input_tokens) or manager.context_len)
     manager.arctic_front = FrontDoor(step_tokens=args.embedding_step_tokens, max_tokens=window)
     manager.arctic_front.add(Instance("0", manager._dispatch_to_scheduler))
     manager.arctic_replicas = workers.start(manager.arctic_front, args)
@@ -65,23 +66,20 @@ def service_of(manager: Any) -> EmbeddingService:
             None if tokenizer is None else Tokenizing(tokenizer, end_token=end_token),
             vocabulary=config.vocab_size,
             embed=partial(embed, manager),
-            prompt_text=partial(_prompt_text, manager.server_args._arctic.pooling),
-            check_dimensions=lambda n: manager._validate_for_matryoshka_dim(SimpleNamespace(dimensions=n)),
+            prompt_text=partial(prompt_text, manager.server_args._arctic.pooling),
+            check_dimensions=partial(_check_dimensions, manager),
         )
     return found
 
 
-def _prompt_text(pooling: Any, name: str | None) -> str:
-    """The checkpoint's prompt of this name; for None its default prompt, or nothing."""
-    prompts: dict[str, str] = getattr(pooling, "prompts", None) or {}
-    wanted = getattr(pooling, "default_prompt_name", None) if name is None else name
-    if wanted is None:
-        return ""
-    if wanted not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        msg = f"prompt name {wanted!r} is not one of the checkpoint's prompts; it has: {known}"
+def _check_dimensions(manager: Any, dimensions: int) -> None:
+    """Raise `ValueError` for a Matryoshka size that this model does not give."""
+    manager._validate_for_matryoshka_dim(SimpleNamespace(dimensions=dimensions))
+    pooling = manager.server_args._arctic.pooling
+    most = None if pooling is None else pooling.truncate_dim
+    if most is not None and dimensions > most:
+        msg = f"dimensions is {dimensions}, and the checkpoint's truncate_dim cuts its vectors to {most}; ask for fewer"
         raise ValueError(msg)
-    return prompts[wanted]
 
 
 def takes(request: Any) -> bool:

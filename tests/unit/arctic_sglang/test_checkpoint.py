@@ -153,8 +153,8 @@ def test_prompts(write_tree):
         with_prompt(spec, "passage", ["a"])
 
 
-def test_without_prompts():
-    spec = PoolingSpec("mean", True)
+@pytest.mark.parametrize("spec", [PoolingSpec("mean", True), None])
+def test_without_prompts(spec):
     assert with_prompt(spec, None, ["a"]) == ["a"]
     with pytest.raises(ValueError, match="it has: none"):
         with_prompt(spec, "query", ["a"])
