@@ -11,11 +11,15 @@ import numpy as np
 
 from arctic_sglang.compat import vendor
 from arctic_sglang.embedding import workers
+from arctic_sglang.embedding.checkpoint import PoolingSpec, prompt_text
 from arctic_sglang.embedding.front import FrontDoor, Instance
 from arctic_sglang.embedding.rows import TokenRows
 from arctic_sglang.embedding.service import EmbeddingService
 from arctic_sglang.embedding.tokens import Tokenizing
 from arctic_sglang.embedding.wire import BlockVectors
+
+# A checkpoint that is not followed has no prompts.
+_NO_FILES = PoolingSpec(mode="last", normalize=True)
 
 # What a request may say and still take this road. Anything else that is set needs SGLang's own.
 _UNDERSTOOD = {
@@ -65,23 +69,10 @@ def service_of(manager: Any) -> EmbeddingService:
             None if tokenizer is None else Tokenizing(tokenizer, end_token=end_token),
             vocabulary=config.vocab_size,
             embed=partial(embed, manager),
-            prompt_text=partial(_prompt_text, manager.server_args._arctic.pooling),
+            prompt_text=partial(prompt_text, manager.server_args._arctic.pooling or _NO_FILES),
             check_dimensions=lambda n: manager._validate_for_matryoshka_dim(SimpleNamespace(dimensions=n)),
         )
     return found
-
-
-def _prompt_text(pooling: Any, name: str | None) -> str:
-    """The checkpoint's prompt of this name; for None its default prompt, or nothing."""
-    prompts: dict[str, str] = getattr(pooling, "prompts", None) or {}
-    wanted = getattr(pooling, "default_prompt_name", None) if name is None else name
-    if wanted is None:
-        return ""
-    if wanted not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        msg = f"prompt name {wanted!r} is not one of the checkpoint's prompts; it has: {known}"
-        raise ValueError(msg)
-    return prompts[wanted]
 
 
 def takes(request: Any) -> bool:
