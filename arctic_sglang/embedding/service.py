@@ -25,7 +25,7 @@ class EmbeddingService:
         tokenizing: the model's tokenizer; None for a server that takes token ids alone.
         vocabulary: ids below it are tokens.
         embed: stands for `front.embed` where something must be done around it.
-        prompt_text: what goes in front of texts for a prompt's name, and for None; raises ValueError.
+        prompt_text: what goes in front of texts for a prompt's name; raises ValueError. None: there are no prompts.
         check_dimensions: raises ValueError for a number of components that the model does not give.
     """
 
@@ -36,7 +36,7 @@ class EmbeddingService:
         *,
         vocabulary: int,
         embed: Callable[..., Awaitable[np.ndarray]] | None = None,
-        prompt_text: Callable[[str | None], str] | None = None,
+        prompt_text: Callable[[str], str] | None = None,
         check_dimensions: Callable[[int], None] | None = None,
     ) -> None:
         self.front = front
@@ -58,7 +58,7 @@ class EmbeddingService:
 
         Args:
             texts: any number; an empty text is embedded as its special tokens.
-            prompt_name: the checkpoint's prompt that is put before every text; None: its default, if it has one.
+            prompt_name: the checkpoint's prompt that is put before every text; None puts nothing there, as SGLang does.
             truncate: cut texts that are too long; otherwise they are an error.
             dimensions: components to keep (Matryoshka); None keeps all.
 
@@ -140,8 +140,11 @@ class EmbeddingService:
         return await self._embed(rows, dimensions=dimensions)
 
     def _prompt(self, name: str | None) -> str:
-        if self._prompt_text is None:
+        if name is None:
             return ""
+        if self._prompt_text is None:
+            msg = f"prompt_name is {name!r}, and this model has no prompts"
+            raise InputError(msg)
         try:
             return self._prompt_text(name)
         except ValueError as error:

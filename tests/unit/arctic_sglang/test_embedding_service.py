@@ -111,7 +111,7 @@ def test_prompts():
         if name == "none such":
             msg = "there is no such prompt"
             raise ValueError(msg)
-        return {"query": "query: ", None: ""}[name]
+        return {"query": "query: "}[name]
 
     service = make(prompt_text=prompt_text)
     assert embed(service, ["a"], prompt_name="query")[1].tolist() == [10]
@@ -120,6 +120,8 @@ def test_prompts():
         embed(service, ["a"], prompt_name="none such")
     with pytest.raises(InputError, match="row 0 is of type int"):
         embed(service, [1], prompt_name="query")
+    with pytest.raises(InputError, match="this model has no prompts"):
+        embed(make(), ["a"], prompt_name="query")
 
 
 def test_dimensions_that_the_model_does_not_give():
