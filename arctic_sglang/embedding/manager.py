@@ -11,15 +11,12 @@ import numpy as np
 
 from arctic_sglang.compat import vendor
 from arctic_sglang.embedding import workers
-from arctic_sglang.embedding.checkpoint import PoolingSpec, prompt_text
+from arctic_sglang.embedding.checkpoint import prompt_text
 from arctic_sglang.embedding.front import FrontDoor, Instance
 from arctic_sglang.embedding.rows import TokenRows
 from arctic_sglang.embedding.service import EmbeddingService
 from arctic_sglang.embedding.tokens import Tokenizing
 from arctic_sglang.embedding.wire import BlockVectors
-
-# A checkpoint that is not followed has no prompts.
-_NO_FILES = PoolingSpec(mode="last", normalize=True)
 
 # What a request may say and still take this road. Anything else that is set needs SGLang's own.
 _UNDERSTOOD = {
@@ -62,14 +59,18 @@ def service_of(manager: Any) -> EmbeddingService:
     """The service of a tokenizer manager that has a front door, made at its first use."""
     found: EmbeddingService | None = getattr(manager, "arctic_service", None)
     if found is None:
-        config, tokenizer = manager.model_config, manager.tokenizer
+        config, tokenizer, pooling = (
+            manager.model_config,
+            manager.tokenizer,
+            manager.server_args._arctic.pooling,
+        )
         end_token = tokenizer.eos_token_id if tokenizer is not None and config.is_embedding_gemma else None
         found = manager.arctic_service = EmbeddingService(
             manager.arctic_front,
             None if tokenizer is None else Tokenizing(tokenizer, end_token=end_token),
             vocabulary=config.vocab_size,
             embed=partial(embed, manager),
-            prompt_text=partial(prompt_text, manager.server_args._arctic.pooling or _NO_FILES),
+            prompt_text=pooling and partial(prompt_text, pooling),
             check_dimensions=lambda n: manager._validate_for_matryoshka_dim(SimpleNamespace(dimensions=n)),
         )
     return found
