@@ -254,13 +254,16 @@ def test_the_route_is_ahead_of_sglangs_and_falls_back_to_it(sglang_app):
     assert asyncio.run(ask(json={"input": "a"})).json() == {"stock": {"input": "a"}}
 
 
-def test_sglangs_own_requests_get_lists():
+def test_sglangs_routes_get_lists_and_callers_in_the_process_rows_of_one_array():
     manager = manager_of(make())
 
-    async def ask(**fields):
+    async def ask(route="/encode", **fields):
         request = vendor.EmbeddingReqInput(**fields)
-        return await around_generate_request(None, manager, request).__anext__()
+        return await around_generate_request(None, manager, request, route).__anext__()
 
+    rows = [item["embedding"] for item in asyncio.run(ask(None, text=["a", "bc"]))]
+    assert rows[0].dtype == np.float32
+    assert rows[0].base is rows[1].base is not None
     found = asyncio.run(ask(text=["a", "bc"]))
     assert [item["meta_info"]["prompt_tokens"] for item in found] == [3, 4]
     assert [type(item["embedding"]) for item in found] == [list, list]

@@ -78,7 +78,7 @@ def start(work):
 
 @pytest.fixture
 def front():
-    return FrontDoor(step_tokens=STEP, max_tokens=50)
+    return FrontDoor(step_tokens=STEP, max_tokens=50, steps_ahead=3)
 
 
 def test_every_row_in_its_place(front):
