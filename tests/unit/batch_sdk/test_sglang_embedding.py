@@ -11,6 +11,7 @@ import pytest
 
 from arctic_sglang.embedding.front import EmbeddingFailedError
 from arctic_sglang.embedding.rows import TokenRows
+from arctic_sglang.embedding.tokens import Tokenizing
 from batch_sdk.engines.base import EmbedRequest
 from batch_sdk.engines.sglang_embedding import FastEmbedder, PlainEmbedder
 
@@ -22,7 +23,11 @@ class Tokenizer:
 
     eos_token_id = 2
 
-    def __call__(self, texts, verbose, truncation=False, max_length=None):
+    def __call__(
+        self, texts, verbose=True, truncation=False, max_length=None, return_special_tokens_mask=False
+    ):
+        if return_special_tokens_mask:
+            return {"special_tokens_mask": [1, *[0] * len(texts), 1]}
         rows = [[1, *(ord(c) - 90 for c in text), 2] for text in texts]
         if truncation:
             rows = [row if len(row) <= max_length else [*row[: max_length - 1], 2] for row in rows]
@@ -62,6 +67,7 @@ def road(request, monkeypatch):
     # The real modules behind these two import SGLang.
     fast = ModuleType("arctic_sglang.embedding.manager")
     fast.embed = lambda manager, rows: manager.embed(rows)
+    fast.service_of = lambda manager: SimpleNamespace(tokenizing=Tokenizing(manager.tokenizer))
     vendor = ModuleType("arctic_sglang.compat.vendor")
     vendor.EmbeddingReqInput = SimpleNamespace
     monkeypatch.setitem(sys.modules, fast.__name__, fast)
@@ -144,5 +150,6 @@ def test_a_spoiled_block_costs_one_row_on_sglangs_own_road(road):
         assert len(manager.asked) == 4
 
 
-def test_the_window_is_in_steps():
-    assert FastEmbedder(Manager()).window_tokens == 64 * 16
+def test_the_window_is_in_steps(road):
+    if road == "fast":
+        assert make(road).window_tokens == 64 * 16
