@@ -171,6 +171,36 @@ ROWS: tuple[Seam, ...] = (
         exit=_EXIT,
     ),
     Seam(
+        id="embedding.replicas_told",
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager.resolved_config_dict",
+        kind=Kind.AFTER,
+        feature=Feature.EMBEDDING,
+        hook="arctic_sglang.embedding.workers:after_config",
+        params=("self", "base"),
+        roles=_MAIN,
+        why="/server_info and Engine.get_server_info are made of it.",
+        exit=_EXIT,
+    ),
+    *(
+        Seam(
+            id=f"embedding.{name}",
+            target=f"sglang.srt.managers.{where}.{name}",
+            kind=Kind.AROUND,
+            feature=Feature.EMBEDDING,
+            hook=f"arctic_sglang.embedding.workers:{hook}",
+            params=("self", "obj", "request"),
+            roles=_MAIN,
+            why="New weights reach SGLang's own scheduler alone; with replicas they are refused.",
+            exit=_EXIT,
+        )
+        for name, where, hook in (
+            ("update_weights_from_disk", "tokenizer_manager.TokenizerManager", "around_update_from_disk"),
+            ("update_weights_from_distributed", "tokenizer_control_mixin.TokenizerControlMixin", "around_update"),
+            ("update_weights_from_tensor", "tokenizer_control_mixin.TokenizerControlMixin", "around_update"),
+            ("update_weights_from_ipc", "tokenizer_control_mixin.TokenizerControlMixin", "around_update"),
+        )
+    ),
+    Seam(
         id="embedding.replicas_end",
         target="sglang.srt.entrypoints.engine.Engine.shutdown",
         kind=Kind.BEFORE,

@@ -71,6 +71,7 @@ class State(StrEnum):
     SERVING = "serving"
     WAITING = "waiting to start again"
     OUT = "given up"
+    ENDED = "ended"
 
 
 @dataclass(slots=True, eq=False)
@@ -176,7 +177,9 @@ class Replicas:
             self._watch.cancel()
         workers = [replica.worker for replica in self._replicas if replica.worker is not None]
         for replica in self._replicas:
-            self._leave(replica)
+            # The front door keeps them: what they had must not go to a first instance that ends as well.
+            self._stop_listening(replica)
+            replica.state = State.ENDED
         for worker in workers:
             worker.kill()
         for worker in workers:
@@ -209,7 +212,7 @@ class Replicas:
         """Look at every replica once, and do what is due."""
         for number, replica in enumerate(self._replicas):
             worker = replica.worker
-            if replica.state is State.OUT or worker is None:
+            if replica.state in (State.OUT, State.ENDED) or worker is None:
                 continue
             if replica.state is State.WAITING:
                 # Its memory is free only when the last process is gone.
@@ -298,8 +301,13 @@ class Replicas:
             replica.state = State.STARTING
 
     def _leave(self, replica: Replica) -> None:
-        if replica.listener is not None and not replica.listener.get_loop().is_closed():
-            replica.listener.cancel()
+        self._stop_listening(replica)
         if replica.instance is not None:
             self._front.remove(replica.instance)
-        replica.listener, replica.instance = None, None
+            replica.instance = None
+
+    @staticmethod
+    def _stop_listening(replica: Replica) -> None:
+        if replica.listener is not None and not replica.listener.get_loop().is_closed():
+            replica.listener.cancel()
+        replica.listener = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 30
 _IPC = "ipc://"
+_NO_UPDATE = (
+    "with --embedding-replicas the weights cannot be changed while the server runs: they would reach one instance "
+    "alone; start the server with the new ones"
+)
 
 
 class SchedulerWorker:
@@ -149,6 +154,29 @@ def after_handle_loop(_result: None, manager: Any) -> None:
     replicas = of(manager)
     if replicas is not None:
         replicas.attach()
+
+
+def after_config(result: dict[str, Any], manager: Any, _base: dict[str, Any]) -> dict[str, Any] | None:
+    """The server's information tells what its embedding instances do."""
+    front = getattr(manager, "arctic_front", None)
+    if front is None:
+        return None
+    replicas = of(manager)
+    return result | {
+        "embedding": front.status() | {"replicas": None if replicas is None else replicas.status()}
+    }
+
+
+async def around_update_from_disk(
+    stock: Callable[..., Awaitable[Any]], manager: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """SGLang's answer has three parts here: done or not, a message, and how many requests it paused."""
+    return (False, _NO_UPDATE, 0) if of(manager) is not None else await stock(manager, *args, **kwargs)
+
+
+async def around_update(stock: Callable[..., Awaitable[Any]], manager: Any, *args: Any, **kwargs: Any) -> Any:
+    """Refuse new weights, which would reach the first instance alone."""
+    return (False, _NO_UPDATE) if of(manager) is not None else await stock(manager, *args, **kwargs)
 
 
 def before_shutdown(self: Any) -> None:

@@ -106,3 +106,13 @@ def test_one_killed_while_nothing_is_in_work(engine, texts, expected):
     vectors = embed(texts[:300], engine)
     assert ((vectors * expected[:300]).sum(axis=1) > 0.9999).all()
     wait_until_back(engine, restarts=before + 1)
+
+
+def test_the_servers_information_tells_of_both_and_new_weights_are_refused(engine, minilm_dir):
+    sglang_engine = engine._engine
+    told = json.loads(json.dumps(sglang_engine.get_server_info()["embedding"]))
+    assert [row["name"] for row in told["instances"]] == ["0", "embedding replica 1"]
+    assert told["replicas"]["in_service"] == 2
+    done, message, _ = sglang_engine.update_weights_from_disk(minilm_dir)
+    assert not done
+    assert "--embedding-replicas" in message
