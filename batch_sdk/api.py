@@ -199,6 +199,7 @@ def embed(
     executor: str = "local",
     executor_options: Mapping[str, Any] | None = None,
     normalize: bool = False,
+    dimensions: int | None = None,
     truncate: bool = False,
     prompt_name: str | None = None,
     keep: Sequence[str] | None = None,
@@ -229,6 +230,9 @@ def embed(
         column: the column with the texts; or with lists of token ids (int32, int64), which the model gets as they
             are.
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
+        dimensions: keep so many components of a vector, the first ones (Matryoshka), scaled to length 1 again where the
+            model's vectors are of length 1. From 1 to the model's own; None keeps all. It is done here, for any engine
+            and model: whether a model was trained for it is for you to know.
         truncate: cut texts that are longer than the model's window, as sentence-transformers does, and lists of ids to
             their first. By default such a row is a `too_long` error.
         prompt_name: prompt of the checkpoint ("query", say) to put in front of every text. By default that is the
@@ -251,6 +255,7 @@ def embed(
         limit_rows=limit_rows,
         column=column,
         normalize=normalize,
+        dimensions=dimensions,
         truncate=truncate,
         prompt_name=prompt_name,
         embedding_column=embedding_column,

@@ -208,6 +208,7 @@ class EmbedChunk(Chunk):
         *,
         column: str,
         size: int,
+        dimensions: int,
         block_rows: int,
         normalize: bool,
         truncate: bool,
@@ -223,6 +224,7 @@ class EmbedChunk(Chunk):
         self._normalize = normalize
         self._blocks: dict[int, Rows] = {}
         self._size = size
+        self._dimensions = dimensions
         self._vectors: np.ndarray | None = None
         self._tokens = np.zeros(self.rows, np.int32)
         self._errors: list[RowError | None] = [None] * self.rows
@@ -262,7 +264,8 @@ class EmbedChunk(Chunk):
         wanted = (count, self._size)
         if result.vectors.shape != wanted or len(result.errors) != count:
             raise EngineError(f"the engine returned vectors of shape {result.vectors.shape}", f"{wanted}")
-        self._store(rows, unit_length(result.vectors) if self._normalize else result.vectors)
+        vectors = result.vectors[:, : self._dimensions]
+        self._store(rows, unit_length(vectors) if self._normalize else vectors)
         self._tokens[rows] = result.prompt_tokens
         if any(result.errors):
             good = self._fail_some(rows, result.errors)
@@ -274,11 +277,11 @@ class EmbedChunk(Chunk):
 
     def _store(self, rows: Rows, vectors: np.ndarray) -> None:
         if len(vectors) == self.rows:
-            # The engine's own array becomes the column: vectors are most of the bytes of a job.
+            # The engine's own array, if whole, becomes the column: vectors are most of the bytes of a job.
             self._vectors = np.ascontiguousarray(vectors, np.float32)
             return
         if self._vectors is None:
-            self._vectors = np.zeros((self.rows, self._size), np.float32)
+            self._vectors = np.zeros((self.rows, self._dimensions), np.float32)
         self._vectors[rows] = vectors
 
     def _fail_some(self, rows: Rows, errors: Sequence[RowError | None]) -> np.ndarray:
@@ -293,7 +296,7 @@ class EmbedChunk(Chunk):
         assert self.finished, "to_batch() on a chunk that is not finished"
         vectors = self._vectors
         if vectors is None:  # no row had anything to embed
-            vectors = np.zeros((self.rows, self._size), np.float32)
+            vectors = np.zeros((self.rows, self._dimensions), np.float32)
         missing = np.zeros(self.rows, bool)
         if any(self._errors):
             missing[:] = [error is not None for error in self._errors]

@@ -206,6 +206,9 @@ def _add_embed(commands: argparse._SubParsersAction[argparse.ArgumentParser], *,
     emb.add_argument("--column", "-c", required=True, help="column of texts or of token ids")
     emb.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
     emb.add_argument(
+        "--dimensions", type=int, metavar="N", help="keep the first N components of a vector (all)"
+    )
+    emb.add_argument(
         "--truncate", action="store_true", help="cut texts over the model's window; default: an error row"
     )
     emb.add_argument(
@@ -272,6 +275,7 @@ def _job_options(args: argparse.Namespace, job: str) -> dict[str, Any]:
     return {
         "column": args.column,
         "normalize": args.normalize,
+        "dimensions": args.dimensions,
         "truncate": args.truncate,
         "prompt_name": args.prompt_name,
         "embedding_column": args.embedding_column,

@@ -186,6 +186,8 @@ class EmbedJob(Job):
     Attributes:
         column: the column of texts, or of lists of token ids.
         normalize: scale every vector to length 1 here, whatever the model's own pooling does.
+        dimensions: components of a vector to keep, the first ones (Matryoshka), scaled to length 1 again where the
+            model's vectors are; None: all.
         truncate: cut a text that is longer than the model's window, instead of a `too_long` error.
         prompt_name: prompt of the checkpoint to put in front of every text; None: its default, if it has one.
         embedding_column: name of the column with the vectors.
@@ -198,6 +200,7 @@ class EmbedJob(Job):
 
     column: str
     normalize: bool = False
+    dimensions: int | None = None
     truncate: bool = False
     prompt_name: str | None = None
     embedding_column: str = "embedding"
@@ -210,6 +213,8 @@ class EmbedJob(Job):
         _text("embedding_column", self.embedding_column)
         if self.prompt_name is not None:
             _text("prompt_name", self.prompt_name)
+        if self.dimensions is not None:
+            _positive("dimensions", self.dimensions)
         for name in ("normalize", "truncate"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r}", "True or False")

@@ -138,13 +138,29 @@ class EmbedPlan(Plan):
                 "put the prompt's ids into the lists",
             )
         self._set_read(schema, (job.column,))
-        self.provisional = self._with_size(1)
+        self.provisional = self._with_size(job.dimensions or 1)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the job says how many floats are kept of a vector, so that `provisional` is final."""
+        return self._job.dimensions is not None
 
     def schema(self, info: EngineInfo) -> pa.Schema:
-        """Return the final output schema. Raises `EngineError` if the model does not embed."""
-        if info.embedding_size is None:
+        """Return the final output schema.
+
+        Raises:
+            EngineError: the model does not embed.
+            OptionError: its vectors do not have as many `dimensions`.
+        """
+        size, wanted = info.embedding_size, self._job.dimensions
+        if size is None:
             raise EngineError(f"the model {info.model!r} gives no embeddings", "an embedding model")
-        return self._with_size(info.embedding_size)
+        if wanted is not None and wanted > size:
+            raise OptionError(
+                f"dimensions={wanted}, but the vectors of the model {info.model!r} have {size}",
+                f"a whole number from 1 to {size}",
+            )
+        return self._with_size(wanted or size)
 
     def _with_size(self, size: int) -> pa.Schema:
         return output_schema(self._kept_fields, embed_fields(self._job, size), "embedding_column")
@@ -153,13 +169,17 @@ class EmbedPlan(Plan):
         """Put the length of the vectors, the text of the prompt and the size of the blocks in."""
         schema = self.schema(info)
         prompt = "" if self._ids else _prompt_text(self._job.prompt_name, info)
-        block_rows = self._job.block_rows_of(info.block_rows)
-        return schema, partial(self._chunk, info.embedding_size, block_rows, prompt, tally)
+        return schema, partial(self._chunk, info, prompt, tally)
 
     def _chunk(
-        self, size: int, block_rows: int, prompt: str, tally: Tally, position: int, batch: pa.RecordBatch
+        self, info: EngineInfo, prompt: str, tally: Tally, position: int, batch: pa.RecordBatch
     ) -> Chunk:
         job = self._job
+        size = info.embedding_size or 0
+        dimensions = job.dimensions or size
+        # Decided by the model, not vector by vector: those of a model that does not normalise have lengths near 1 by
+        # chance, and its rows would get two scales. Whole vectors stay as the model gives them.
+        cut_unit_vectors = dimensions < size and info.unit_vectors
         return EmbedChunk(
             position,
             batch,
@@ -167,8 +187,9 @@ class EmbedPlan(Plan):
             tally,
             column=job.column,
             size=size,
-            block_rows=block_rows,
-            normalize=job.normalize,
+            dimensions=dimensions,
+            block_rows=job.block_rows_of(info.block_rows),
+            normalize=job.normalize or cut_unit_vectors,
             truncate=job.truncate,
             prompt=prompt,
             embedding_type=job.embedding_type,

@@ -114,7 +114,8 @@ def lazy_job(
         frame: the input; asked for its schema here.
         job: what to do. Its `limit_rows` is not used.
         lender: see `EngineLender`.
-        size: floats in a vector, for an `EmbedJob`; None asks the engine as soon as Polars wants the schema.
+        size: floats in a vector of the model's, for an `EmbedJob`; None asks the engine as soon as Polars wants the
+            schema, unless the job's `dimensions` say how many are kept.
 
     Raises:
         BatchError: the job does not fit the frame.
@@ -144,12 +145,14 @@ class _Query:
         self._plan = _plan(job, self._source.schema)
         self._size = size
         self._schema: pl.Schema | None = None
+        if size is not None:
+            self.schema()  # what does not fit is raised here, as it is, and by Polars as an error of its own
 
     def schema(self) -> pl.Schema:
         """Return the output's columns and dtypes."""
         if self._schema is None:
             arrow = self._plan.provisional
-            if isinstance(self._plan, EmbedPlan):
+            if isinstance(self._plan, EmbedPlan) and (self._size is not None or not self._plan.cuts):
                 if self._size is None:
                     self._size = self._lender.info().embedding_size
                 arrow = self._plan.schema(EngineInfo(self._job.model, embedding_size=self._size))

@@ -114,9 +114,9 @@ class LazyNamespace:
         Args:
             column: the column with the texts.
             model: path or hub name, or a started engine.
-            size: floats in a vector. Polars wants to know it before the query runs: without `size`, and
-                without a started engine, the first question for the schema starts the engine, which the
-                run then uses.
+            size: floats in a vector of the model's. Polars wants to know how many there will be before the query
+                runs: without `size` or `dimensions`, and without a started engine, the first question for the
+                schema starts the engine, which the run then uses.
             engine: "sglang", "http" or "dummy".
             engine_options: the engine's own options.
             **options: fields of `EmbedJob`.

@@ -11,6 +11,8 @@ VectorType = Literal["float32", "float16", "int8", "binary"]
 VECTOR_TYPES: tuple[str, ...] = get_args(VectorType)
 
 _INT8_LARGEST = 127
+# A vector that was scaled in bfloat16 is off by up to 2^-8: its norm, the quotient and its components are rounded.
+_UNIT_TOLERANCE = 1e-2
 _ITEMS = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
 
 
@@ -32,6 +34,12 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
     """Return vectors float32 `[n, d]` scaled to length 1, those of length 0 as they are."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     return vectors / np.where(norms > 0, norms, 1)[:, None]
+
+
+def is_unit_length(vectors: np.ndarray) -> bool:
+    """Whether all vectors float32 `[n, d]` are of length 1, within what bfloat16 leaves of that."""
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return bool((np.abs(norms - 1) < _UNIT_TOLERANCE).all())
 
 
 def vector_arrays(vectors: np.ndarray, missing: np.ndarray, kind: VectorType) -> list[pa.Array]:

@@ -124,6 +124,7 @@ class EngineInfo:
         max_input_tokens: longest input in tokens; None if there is no known limit.
         has_chat_template: whether prompts may be lists of messages.
         embedding_size: floats in a vector; None for a generating engine.
+        unit_vectors: whether the model's vectors are of length 1.
         checkpoint: what an embedding model's sentence-transformers files say; None where the engine does not read
             them, or there are none.
         block_rows: rows of an `EmbedRequest` that suit it best.
@@ -133,6 +134,7 @@ class EngineInfo:
     max_input_tokens: int | None = None
     has_chat_template: bool = False
     embedding_size: int | None = None
+    unit_vectors: bool = False
     checkpoint: PoolingSpec | None = None
     block_rows: int = 64
 

@@ -111,6 +111,7 @@ class DummyEngine(Engine):
             max_input_tokens=self.options.max_input_tokens,
             has_chat_template=self.options.chat_template,
             embedding_size=self.options.embedding_size if embeds else None,
+            unit_vectors=embeds,
         )
 
     def start(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from batch_sdk.engines.openai_api import Vectors, embedded, generate_body, gener
 from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
 from batch_sdk.engines.token_rows import refusals
 from batch_sdk.errors import EngineError, OptionError, RowError
+from batch_sdk.vectors import is_unit_length
 
 _PROBE = "hello"
 _UNKNOWN_TOKENS = -1
@@ -88,14 +90,17 @@ class HttpEngine(Engine):
     async def _open(self) -> EngineInfo:
         self._client = HttpClient(self.model, self._options)
         longest = await self._client.look()
-        size = await self._vector_size() if self.task == "embed" else None
-        return EngineInfo(self.model, longest, has_chat_template=True, embedding_size=size)
+        info = EngineInfo(self.model, longest, has_chat_template=True)
+        if self.task == "generate":
+            return info
+        vector = await self._probe_vector()
+        return replace(info, embedding_size=vector.shape[1], unit_vectors=is_unit_length(vector))
 
-    async def _vector_size(self) -> int:
+    async def _probe_vector(self) -> np.ndarray:
         for self._encoding in ("base64", "float"):
             found = await self._vectors([_PROBE])
             if isinstance(found, Vectors):
-                return int(found.values.shape[1])
+                return found.values
         raise EngineError(
             f"the server gives no embeddings of {self.model!r}: {found.message}",
             "an embedding model",

@@ -39,6 +39,7 @@ from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
 from batch_sdk.engines.tokenizing import prompt_ids
 from batch_sdk.errors import EngineDiedError, EngineError, OptionError, RowError, RowErrorKind
 from batch_sdk.truncation import truncated
+from batch_sdk.vectors import is_unit_length
 
 _PROBE = "hello"
 # The scheduler's bound keeps five tokens free for output, and one for good measure; embeddings are not held
@@ -202,10 +203,13 @@ class SGLangEngine(Engine):
         if not isinstance(result, EmbedResult) or self._embedder is None:
             return info
         decision = getattr(self._engine.server_args, "_arctic", None)
+        checkpoint = None if decision is None else decision.pooling
         return replace(
             info,
             embedding_size=result.vectors.shape[1],
-            checkpoint=None if decision is None else decision.pooling,
+            # SGLang does not say whether its own pooling normalises: the vector of the probe shows it.
+            unit_vectors=is_unit_length(result.vectors) if checkpoint is None else checkpoint.normalize,
+            checkpoint=checkpoint,
             block_rows=self._embedder.block_rows,
         )
 

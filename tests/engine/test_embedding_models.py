@@ -133,6 +133,11 @@ def test_matryoshka_dimensions(served, texts):
         vectors = np.array([answer["embedding"] for answer in answers])
         assert vectors.shape == (len(some), width)
         assert_equal(vectors, expected)
+        # The SDK puts the default prompt in front on both roads, and cuts by itself.
+        assert_equal(
+            embed(some, engine, dimensions=width)[0],
+            reference.encode(some, truncate_dim=width, normalize_embeddings=True),
+        )
 
 
 def _of_length(tokenizer, length):

@@ -155,6 +155,7 @@ def test_a_block_that_is_the_chunk_is_not_copied(jobs):
     vectors = np.ones((2, 3), np.float32)
     shape = {
         "size": 3,
+        "dimensions": 3,
         "block_rows": 2,
         "normalize": False,
         "truncate": False,

@@ -337,6 +337,21 @@ def test_embeddings(stubs, base64_ok):
     assert single.column("prompt_tokens").to_pylist() == [2, 2]
 
 
+@pytest.mark.parametrize("unit", [False, True])
+def test_dimensions_are_scaled_as_the_servers_vectors_are(stubs, unit):
+    def of_length_1(stub, body, seen):
+        vectors = [vector(text) / np.linalg.norm(vector(text)) for text in body["input"]]
+        data = [{"index": i, "embedding": found.tolist()} for i, found in enumerate(vectors)]
+        return web.json_response({"data": data})
+
+    stub = stubs.start(trouble=of_length_1 if unit else None)
+    out = embed(stub, dimensions=2)
+    assert not any("dimensions" in body for body in stub.bodies), "a server may refuse them"
+    for row, found in enumerate(out.column("embedding").to_pylist()):
+        left = vector(f"row {row}")[:2]
+        np.testing.assert_allclose(found, left / np.linalg.norm(left) if unit else left, rtol=1e-5)
+
+
 @pytest.mark.parametrize("status", [400, 500])
 def test_a_poison_row_in_a_block_fails_alone(stubs, status):
     def trouble(stub, body, seen):
