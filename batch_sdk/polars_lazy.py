@@ -146,7 +146,7 @@ class _Query:
         self._size = size
         self._schema: pl.Schema | None = None
         if size is not None:
-            self.schema()  # what does not fit is raised here, as it is, and by Polars as an error of its own
+            self.schema()  # here an error is raised as it is; Polars would wrap it in one of its own
 
     def schema(self) -> pl.Schema:
         """Return the output's columns and dtypes."""
