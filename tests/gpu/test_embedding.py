@@ -31,8 +31,8 @@ ODD = [
     "ﬁ ½ ²",
 ]
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Half a unit in the last place of a type, relative, and what sums in another order add.
-ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+# A unit in the last place of a type, relative: two roundings of nearly the same number may part by one.
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 def close(found, expected, dtype):
@@ -120,7 +120,7 @@ def cosine(a, b):
 
 def check(folder, texts, pooling, window):
     expected = reference(folder, texts, pooling, window)
-    with batch_sdk.create_engine("sglang", model=folder, task="embed", dtype="bfloat16") as engine:
+    with batch_sdk.create_engine("sglang", model=folder, task="embed", options={"dtype": "bfloat16"}) as engine:
         found = embed(engine, texts)
         # One row at a time: steps so small that they run as CUDA graphs, where the model has them.
         alone = embed(engine, texts[:200], block_rows=1, window_rows=1)
