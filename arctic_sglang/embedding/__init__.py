@@ -1,1 +1,1 @@
-"""Embeddings: what a checkpoint says (`checkpoint`, pure), its arithmetic (`pool`, `head`), the pooler (`pooling`)."""
+"""Embeddings: what a checkpoint says and its pooling, and the vectorised road from texts to vectors; docs/rooms.md."""

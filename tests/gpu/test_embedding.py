@@ -120,7 +120,9 @@ def cosine(a, b):
 
 def check(folder, texts, pooling, window):
     expected = reference(folder, texts, pooling, window)
-    with batch_sdk.create_engine("sglang", model=folder, task="embed", options={"dtype": "bfloat16"}) as engine:
+    with batch_sdk.create_engine(
+        "sglang", model=folder, task="embed", options={"dtype": "bfloat16"}
+    ) as engine:
         found = embed(engine, texts)
         # One row at a time: steps so small that they run as CUDA graphs, where the model has them.
         alone = embed(engine, texts[:200], block_rows=1, window_rows=1)
