@@ -23,7 +23,7 @@ def texts() -> list[str]:
     found = [*ODD, *(row["doc"] for row in rows[:91])]
     found += ["\n\n".join(row["code"] for row in rows[i : i + 1 + i % 4]) for i in range(91)]
     for begin in range(0, 4000, 40):
-        found += [row["code"][begin : begin + 20 + 5 * (i % 30)] for i, row in enumerate(rows)]
+        found += [row["code"][begin : begin + 15 + 2 * (i % 20)] for i, row in enumerate(rows)]
     # Pieces may be cut anywhere, also where nothing is left: those are the odd ones' matter.
     return [text for at, text in enumerate(found) if at < 200 or text.strip()][:2000]
 
