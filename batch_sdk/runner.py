@@ -120,8 +120,8 @@ def stream(
         if recorder is not None:
             recorder.begin()
             watchers.append(recorder.tick)
-        # Vectors take time to compress and write, in which an engine would get no work. Texts do not, and where rendering
-        # prompts is what a job does, a thread more costs more than it saves. A function as the output is called here.
+        # Vectors take time to compress and write, in which an engine would get no work. Texts do not, and where a job
+        # does little but render prompts, a thread more costs more than it saves. A function as output is called here.
         in_thread = plan.task == "embed" and sink.where is not None
         write = stack.enter_context(behind(sink.write)) if in_thread else sink.write
         flow = Flow(
