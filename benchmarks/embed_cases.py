@@ -134,9 +134,13 @@ def compare(arms: dict[str, Any], config: dict[str, Any]) -> dict[str, dict[str,
             key = "fair http" if name == "fair" and ours == "ours-http" else name
             table[key] = _fair(one, other) if name == "fair" else _rates(name, one, other, config, peak)
     table |= {name: _rates(name, one, None, config, peak) for name, one in found.get("core", {}).items()}
-    for arm in sorted(arm for arm in found if arm.startswith("replicas-")):
+    for arm in sorted(arm for arm in found if arm.startswith(("replicas-", "steps-", "fp8"))):
         for name, one in found[arm].items():
-            table[f"{name} {arm}"] = _rates(name, one, None, config, peak)
+            if name != "fair":
+                table[f"{name} {arm}"] = _rates(name, one, None, config, peak)
+        if arm.startswith("replicas-"):  # measured with a part of the rows, beside each other alone
+            for name in found[arm]:
+                table[f"{name} {arm}"].pop("bar", None)
     if config != SHAPE:
         for row in table.values():
             row.pop("bar", None)

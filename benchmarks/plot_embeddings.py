@@ -29,6 +29,9 @@ CASES = {
     "core": "the forward step alone",
 }  # fmt: skip
 
+# What else an arm's name says.
+ARMS = {"replicas-": ", {} to a GPU", "steps-": ", steps of {}", "fp8": ", fp8"}
+
 
 def read(folder: Path, name: str) -> dict[str, Any] | None:
     """A result, if there is one."""
@@ -159,9 +162,12 @@ def _title(name: str) -> str:
         return f"HTTP, batches of {words[1]}, {words[2]}"
     if words[0] == "fair":
         return "one row beside 100,000, " + ("HTTP" if words[-1] == "http" else "in process")
-    replicas = f", {words.pop().removeprefix('replicas-')} instances" if "replicas-" in name else ""
+    arm = words.pop() if words[-1].startswith(tuple(ARMS)) else ""
+    about = next(
+        (text.format(arm.split("-")[-1]) for start, text in ARMS.items() if arm.startswith(start)), ""
+    )
     *kind, tokens = words
-    return f"{CASES[' '.join(kind)]}, {tokens} tokens{replicas}"
+    return f"{CASES[' '.join(kind)]}, {tokens} tokens{about}"
 
 
 def _number(row: dict[str, Any], arm: str) -> str:
