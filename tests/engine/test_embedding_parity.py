@@ -63,7 +63,7 @@ def test_vectors_do_not_depend_on_the_batch(texts, engine):
     assert np.abs(together - alone).max() < 1e-5
 
 
-@pytest.fixture(params=["mean", pytest.param("lasttoken", marks=pytest.mark.full)])
+@pytest.fixture(params=["mean", "lasttoken"])
 def decoder_dir(request, tiny_model_dir, tmp_path) -> str:
     """The tiny decoder as a sentence-transformers checkpoint of this pooling, normalised, window 128."""
     for file in Path(tiny_model_dir).iterdir():
@@ -82,6 +82,7 @@ def decoder_dir(request, tiny_model_dir, tmp_path) -> str:
     return str(tmp_path)
 
 
+@pytest.mark.full  # decoders are in test_embedding_models too, with the last token
 def test_decoders_equal_sentence_transformers(decoder_dir, texts):
     from sentence_transformers import SentenceTransformer
 

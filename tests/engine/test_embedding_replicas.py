@@ -99,6 +99,7 @@ def test_both_work_and_one_killed_at_work_loses_nothing(engine, texts, expected)
     assert all(row["answered_blocks"] > 0 for row in manager.arctic_front.status()["instances"])
 
 
+@pytest.mark.full
 def test_one_killed_while_nothing_is_in_work(engine, texts, expected):
     (pid,) = manager_of(engine).arctic_replicas.pids()
     before = manager_of(engine).arctic_replicas.status()["restarts"]
