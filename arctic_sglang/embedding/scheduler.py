@@ -75,7 +75,7 @@ class LaneRunner:
         """One turn: launch a step if blocks wait, and answer those that are done."""
         blocks = self.lane.next_step()
         if blocks:
-            self._launched.append(self._launch(blocks))
+            self._begin(blocks)
         while self._launched:
             oldest = self._launched[0]
             full = len(self._launched) >= _LAUNCHED
@@ -93,6 +93,17 @@ class LaneRunner:
         """Answer those of these blocks that have not begun."""
         for number in self.lane.drop(set(request.numbers)):
             self._send(BlockVectors(number, None, "dropped: its request was cancelled"))
+
+    def _begin(self, blocks: list[EmbedBlock]) -> None:
+        try:
+            self._launched.append(self._launch(blocks))
+        except torch.OutOfMemoryError as error:
+            if self._in_step:
+                raise  # the other ranks may have had the memory, and wait for this one
+            logger.error("arctic-sglang: a step of %d blocks had no memory: %s", len(blocks), error)
+            remedy = "a lower --embedding-step-tokens or --mem-fraction-static leaves more"
+            for block in blocks:
+                self._send(BlockVectors(block.number, None, f"the device is out of memory; {remedy}"))
 
     def _launch(self, blocks: list[EmbedBlock]) -> _Launched:
         rows = TokenRows.concatenate([TokenRows(block.ids, block.lengths) for block in blocks])

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from arctic_sglang.embedding import scheduler
@@ -80,6 +81,36 @@ def test_dropped_blocks_are_answered_at_once():
     assert "cancelled" in answers[0].error
     runner.turn()
     assert [answer.number for answer in answers] == [0, 2, 1]
+
+
+def test_a_step_without_memory_fails_its_blocks_alone(monkeypatch):
+    runner, answers = make()
+    runner.lane.add(block(0, [[1]]))
+    runner.lane.add(block(1, [[2]]))
+
+    def full(_core, _rows):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SummingCore, "__call__", full)
+        runner.turn()
+    assert [(answer.number, answer.vectors) for answer in answers] == [(0, None), (1, None)]
+    assert "--embedding-step-tokens" in answers[0].error
+    runner.lane.add(block(2, [[3]]))
+    runner.turn()
+    assert answers[2].vectors.tolist() == [[3, 1, 1]]
+
+
+def test_ranks_that_must_keep_step_end_with_what_one_of_them_lacks(monkeypatch):
+    runner = scheduler.LaneRunner(Lane(64), SummingCore(), [].append, in_step=True)
+    runner.lane.add(block(0, [[1]]))
+
+    def full(_core, _rows):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(SummingCore, "__call__", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        runner.turn()
 
 
 def test_a_paused_scheduler_takes_no_turn():
