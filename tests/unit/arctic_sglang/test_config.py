@@ -45,3 +45,31 @@ def test_flag_name():
 def test_bad_token_counts(value, error):
     with pytest.raises(error, match="--swiftkv-min-tokens"):
         ArcticConfig(swiftkv_min_tokens=value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"enable_fast_embedding": True, "embedding_step_tokens": 0},
+            "--embedding-step-tokens is 0; .* at least 1",
+        ),
+        (
+            {"enable_fast_embedding": True, "embedding_replicas": -1},
+            "--embedding-replicas is -1; .* at least 1",
+        ),
+        ({"embedding_replicas": 2}, "--embedding-replicas 2 was given without --enable-fast-embedding"),
+        (
+            {"embedding_step_tokens": 4096},
+            "--embedding-step-tokens 4096 was given without --enable-fast-embedding",
+        ),
+    ],
+)
+def test_bad_values_of_the_vectorised_road(values, message):
+    with pytest.raises(ValueError, match=message):
+        ArcticConfig(**values)
+
+
+def test_fast_embedding_is_on_or_off():
+    with pytest.raises(TypeError, match="--enable-fast-embedding is 'yes'"):
+        ArcticConfig(enable_fast_embedding="yes")

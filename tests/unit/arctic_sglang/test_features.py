@@ -94,3 +94,11 @@ def test_a_swiftkv_flag_for_another_model_is_an_error():
 def test_another_swiftkv_model_is_refused_by_name():
     with pytest.raises(ValueError, match=r"DeepseekV2SwiftKVForCausalLM is not supported.*LlamaSwiftKV"):
         wants_swiftkv(ArcticConfig(), ["DeepseekV2SwiftKVForCausalLM"])
+
+
+def test_the_vectorised_road_is_for_embedding_servers():
+    config = ArcticConfig(enable_fast_embedding=True)
+    assert Feature.EMBEDDING in requested(config, EMBEDDING)
+    assert Feature.EMBEDDING not in requested(ArcticConfig(), EMBEDDING)
+    with pytest.raises(ValueError, match="add --is-embedding"):
+        requested(config, GPU)
