@@ -83,13 +83,15 @@ def decoder_dir(request, tiny_model_dir, tmp_path) -> str:
 
 
 @pytest.mark.full  # decoders are in test_embedding_models too, with the last token
-def test_decoders_equal_sentence_transformers(decoder_dir, texts):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_decoders_equal_sentence_transformers(decoder_dir, texts, ranks):
     from sentence_transformers import SentenceTransformer
 
     some = [text for text in texts[18:60] if text]
     reference = SentenceTransformer(decoder_dir, device="cpu", model_kwargs={"dtype": "float32"})
     expected = reference.encode(some, batch_size=1)
-    with batch_sdk.create_engine("sglang", model=decoder_dir, task="embed") as engine:
+    options = {"tp_size": ranks}
+    with batch_sdk.create_engine("sglang", model=decoder_dir, task="embed", options=options) as engine:
         vectors, tokens = embed(some, engine)
     assert tokens.max() <= 128
     assert (vectors * expected).sum(axis=1).min() > 0.9999
