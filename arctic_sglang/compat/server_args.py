@@ -179,7 +179,8 @@ def _set_embedding(args: Any) -> None:
     refused = road.refusals(settings | {"pickled": env.pickled_messages()})
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
-        msg = f"--enable-fast-embedding does not go with:\n{listed}\nLeave these out, or the flag."
+        way_out = "Leave these out, or the flag (batch_sdk.embed gives it; engine option enable_fast_embedding=False)."
+        msg = f"--enable-fast-embedding does not go with:\n{listed}\n{way_out}"
         raise ValueError(msg)
     if args.embedding_replicas > 1:
         _set_replicas(args, settings)
