@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 FLOAT8 = torch.float8_e4m3fn
 MAX_BATCH = 128  # rows that the kernel takes at once
@@ -177,7 +178,7 @@ def tune(x: Tensor, weight: Weight, repeats: int = 10) -> Tiling:
     """Times the tilings for products of such sizes and keeps the fastest. Not while a graph is captured."""
     key = _key(x, weight)
     if key not in _tuned:
-        times = {tiling: _time(x, weight, tiling, repeats) for tiling in TILINGS}
+        times = {tiling: time_tiling(x, weight, tiling, repeats) for tiling in TILINGS}
         _tuned[key] = min(times, key=times.__getitem__)
     return _tuned[key]
 
@@ -186,11 +187,11 @@ def _key(x: Tensor, weight: Weight) -> tuple:
     return (x.device, x.dtype, _rows_block(len(x)), weight.values.dtype, *weight.values.shape)
 
 
-def _time(x: Tensor, weight: Weight, tiling: Tiling, repeats: int) -> float:
+def time_tiling(x: Tensor, weight: Weight, tiling: Tiling, repeats: int) -> float:
     """Milliseconds of the fastest call; infinite where the tiling does not fit into the GPU."""
     try:
         candidates_kernel(x, weight, 0, tiling)
-    except triton.runtime.errors.OutOfResources:
+    except OutOfResources:
         return float("inf")
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     marks[0].record()
