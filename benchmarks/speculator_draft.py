@@ -1,8 +1,8 @@
 """What a draft costs: an LSTM head of the Llama-3.1-8B shape, random weights, 3 tokens, by batch size and way.
 
-For each batch size and each way to draft (see `speculative/speculators/drafter.py`): milliseconds of the CUDA graph that
-makes the whole draft, the bytes of weights it reads, and that as a share of the memory's speed, which is measured by
-copying. `call_ms` is `Drafter.draft` in the way that is chosen, its copies into the graph's inputs included, on the GPU.
+For each batch size and each way to draft (see `speculative/speculators/drafter.py`): milliseconds of the CUDA graph
+that makes the whole draft, the bytes of weights it reads, and that as a share of the memory's speed, which is measured
+by copying. `call_ms` is `Drafter.draft` in the way that is chosen, with its copies into the graph's inputs.
 With `--sweep` every tiling of the kernel is timed for the head alone, more of them than `products.TILINGS`.
 
     python benchmarks/speculator_draft.py                # on a GPU
