@@ -72,10 +72,15 @@ def head(shape: str, device: torch.device) -> LstmSpeculator:
     return speculator.eval().requires_grad_(False)
 
 
-def weight_bytes(speculator: LstmSpeculator, steps: int, scale: float) -> int:
-    """Of the heads and projections that a draft reads; embeddings are rows."""
+# Bytes of a weight of the head, and of one of the projections.
+BYTES = {"matmul": (2, 2), "fused": (2, 2), "float8": (1, 1), "screened": (0.5, 1)}
+
+
+def weight_bytes(speculator: LstmSpeculator, steps: int, way: str) -> int:
+    """Of the heads and projections that a draft reads; embeddings, scales and what is checked are little."""
+    head, proj = BYTES[way]
     first, later = (layer.weight.numel() for layer in speculator.proj)
-    return int(scale * (steps * speculator.head_weight(0).numel() + first + (steps - 1) * later))
+    return int(head * steps * speculator.head_weight(0).numel() + proj * (first + (steps - 1) * later))
 
 
 def drafts(
@@ -91,7 +96,7 @@ def drafts(
         if device.type == "cuda":
             drafter.capture([batch], steps)
             for way, ms in drafter.measure(batch, steps, repeats).items():
-                read = weight_bytes(speculator, steps, 1 if way == "float8" else 2)
+                read = weight_bytes(speculator, steps, way)
                 share = read / ms * 1e3 / speed
                 row[way] = {
                     "ms": round(ms, 4),

@@ -184,7 +184,7 @@ def tune(x: Tensor, weight: Weight, repeats: int = 10) -> Tiling:
 
 
 def _key(x: Tensor, weight: Weight) -> tuple:
-    return (x.device, x.dtype, _rows_block(len(x)), weight.values.dtype, *weight.values.shape)
+    return (x.device, x.dtype, rows_block(len(x)), weight.values.dtype, *weight.values.shape)
 
 
 def time_tiling(x: Tensor, weight: Weight, tiling: Tiling, repeats: int) -> float:
@@ -202,8 +202,9 @@ def time_tiling(x: Tensor, weight: Weight, tiling: Tiling, repeats: int) -> floa
     return min(before.elapsed_time(after) for before, after in itertools.pairwise(marks))
 
 
-def _rows_block(batch: int) -> int:
-    return max(triton.next_power_of_2(batch), 16)  # the least that tensor cores take
+def rows_block(batch: int) -> int:
+    """Rows of x that a kernel is compiled for; 16 are the least that tensor cores take."""
+    return max(triton.next_power_of_2(batch), 16)
 
 
 def _launch(x: Tensor, weight: Weight, out: Tensor, first: int, tiling: Tiling, *, best: bool) -> None:
@@ -221,7 +222,7 @@ def _launch(x: Tensor, weight: Weight, out: Tensor, first: int, tiling: Tiling, 
     _product[(triton.cdiv(outputs, tiling.outputs),)](
         x, weight.values, x if weight.scales is None else weight.scales, out, batch, outputs, first,
         WIDTH=width, SCALED=weight.scales is not None, BEST=best, WHOLE=width % tiling.width == 0,
-        BLOCK_B=_rows_block(batch), BLOCK_N=tiling.outputs, BLOCK_K=tiling.width,
+        BLOCK_B=rows_block(batch), BLOCK_N=tiling.outputs, BLOCK_K=tiling.width,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
 
