@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from speculative.speculators import products, screen
 from speculative.speculators.modules import LstmSpeculator, Speculator
 from speculative.speculators.products import (
     MAX_BATCH,
@@ -20,7 +21,6 @@ from speculative.speculators.products import (
     product,
     quantise,
     settle,
-    tune,
 )
 from speculative.speculators.screen import Screen, screen_of, screened
 
@@ -296,11 +296,15 @@ class Drafter:
         return _Graph(graph, way, drafted)
 
     def _tune(self, weights: _Weights, size: int) -> None:
+        def activations(width: int, *, half: bool) -> Tensor:
+            dtype = torch.float16 if half else weights.dtype
+            return torch.zeros(size, width, dtype=dtype, device=self._device)
+
         for weight in (*weights.head, *(weights.proj or ())):
             if isinstance(weight, Screen):
-                continue
-            dtype = torch.float16 if weight.in_8_bits else weights.dtype
-            tune(torch.zeros(size, weight.values.shape[1], dtype=dtype, device=self._device), weight)
+                screen.tune(activations(weight.exact.shape[1], half=True), weight)
+            else:
+                products.tune(activations(weight.values.shape[1], half=weight.in_8_bits), weight)
 
     def measure(
         self, batch: int, steps: int | None = None, repeats: int = _MEASURED_REPLAYS

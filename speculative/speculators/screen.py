@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from speculative.speculators.products import MAX_BATCH, pack, rows_block
+from speculative.speculators.products import MAX_BATCH, pack
+from speculative.speculators.tiling import Tiling, Tilings, rows_block
 
 CHECKED = 8
 _LEVELS = 16
@@ -19,7 +20,15 @@ _MIDDLE = 8
 _CHUNK_ROWS = 2048
 # The clip that loses least depends on a row's distribution: of the row's largest element, as tried.
 _CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-_BLOCK_OUTPUTS = 64
+TILINGS = Tilings(
+    (
+        Tiling(64, 32, 4, 3),  # fits into the smallest GPUs
+        Tiling(64, 32, 4, 6),
+        Tiling(64, 64, 4, 4),
+        Tiling(64, 128, 4, 3),
+        Tiling(128, 64, 8, 4),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +88,17 @@ def screened(x: Tensor, screen: Screen, first: int = 0) -> Tensor:
     return check_kernel(x, screen, nominate_kernel(x, screen), first)
 
 
-def nominate_twin(x: Tensor, screen: Screen) -> Tensor:
-    """The best token of every block by the 4-bit weights: candidates, int64 `[batch, blocks]`, ids from 0."""
+def tune(x: Tensor, screen: Screen) -> Tiling:
+    """Finds the fastest tiling for such sizes, on a GPU; the kernel takes it from then on."""
+    return TILINGS.tune(x, screen.codes, lambda tiling: nominate_kernel(x, screen, tiling))
+
+
+def nominate_twin(x: Tensor, screen: Screen, outputs: int = TILINGS.choice[0].outputs) -> Tensor:
+    """The best token of every `outputs` by the 4-bit weights: candidates, int64 `[batch, blocks]`, ids from 0."""
     quarters = [(screen.codes >> (4 * i)) & 0xF for i in range(4)]
     weight = (torch.cat(quarters, dim=-1).float() - _MIDDLE) * screen.scales[:, None]
     packed = pack(x.float() @ weight.T, torch.arange(len(weight)))
-    return torch.stack([block.amax(-1) for block in packed.split(_BLOCK_OUTPUTS, dim=1)], dim=1)
+    return torch.stack([block.amax(-1) for block in packed.split(outputs, dim=1)], dim=1)
 
 
 def check_twin(x: Tensor, screen: Screen, nominees: Tensor, first: int) -> Tensor:
@@ -95,20 +109,27 @@ def check_twin(x: Tensor, screen: Screen, nominees: Tensor, first: int) -> Tenso
     return pack(logits, tokens + first)
 
 
-def nominate_kernel(x: Tensor, screen: Screen, bite: int = 64, *, plain: bool = False) -> Tensor:
-    """`nominate_twin` on a GPU. `plain` unpacks without instructions of NVIDIA's, which Triton's interpreter lacks."""
+def nominate_kernel(
+    x: Tensor, screen: Screen, tiling: Tiling | None = None, *, plain: bool = False
+) -> Tensor:
+    """`nominate_twin` on a GPU, of the tiling's outputs; its width is in elements of `codes`.
+
+    `plain` unpacks without instructions of NVIDIA's, which Triton's interpreter lacks.
+    """
     batch, width = x.shape
     tokens = len(screen.codes)
     if batch > MAX_BATCH or x.dtype != torch.float16 or not x.is_contiguous():
         msg = f"{batch} rows of {x.dtype}; the kernel takes up to {MAX_BATCH} contiguous rows of float16"
         raise ValueError(msg)
-    blocks = triton.cdiv(tokens, _BLOCK_OUTPUTS)
+    tiling = tiling or TILINGS.chosen(x, screen.codes)
+    blocks = triton.cdiv(tokens, tiling.outputs)
     out = torch.empty(batch, blocks, dtype=torch.int64, device=x.device)
     if batch:
         _nominate[(blocks,)](
             x, screen.codes, screen.scales, out, batch, tokens,
-            QUARTER=width // 4, WHOLE=width // 4 % bite == 0, PLAIN=plain,
-            BLOCK_B=rows_block(batch), BLOCK_N=_BLOCK_OUTPUTS, BLOCK_K=bite, num_warps=4, num_stages=4,
+            QUARTER=width // 4, WHOLE=width // 4 % tiling.width == 0, PLAIN=plain,
+            BLOCK_B=rows_block(batch), BLOCK_N=tiling.outputs, BLOCK_K=tiling.width,
+            num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
     return out
 

@@ -6,8 +6,9 @@ from torch import distributed
 
 from speculative.speculators import SpeculatorConfig, VocabShard, build, gates, load, products, save, screen
 from speculative.speculators.drafter import WAYS, Drafter, gather_over
-from speculative.speculators.products import DEFAULT_TILING, FLOAT8, TILINGS, Tiling, Weight
+from speculative.speculators.products import FLOAT8, TILINGS, Weight
 from speculative.speculators.screen import Screen
+from speculative.speculators.tiling import OutOfResources, Tiling, milliseconds
 
 pytestmark = pytest.mark.gpu
 
@@ -54,30 +55,34 @@ def test_products_are_the_twins(dtype, batch, outputs, width):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT8, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@pytest.mark.parametrize("tiling", TILINGS.choice, ids=str)
 @pytest.mark.parametrize("batch", [3, 64])
 def test_every_tiling(dtype, tiling, batch):
     x, weight = whole_numbers(batch, 2051, 4096, dtype)
     try:
         parts = products.candidates_kernel(x.cuda(), on_gpu(weight), 0, tiling)
-    except products.OutOfResources:
-        assert tiling != DEFAULT_TILING
+    except OutOfResources:
+        assert tiling != TILINGS.choice[0]
         pytest.skip("does not fit into this GPU")
     assert torch.equal(parts.amax(-1).cpu(), products.candidates(x, weight)[:, 0])
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("bite", [32, 64])
+@pytest.mark.parametrize("tiling", screen.TILINGS.choice, ids=str)
 @pytest.mark.parametrize(
-    ("batch", "tokens", "width"), [(1, 1037, 256), (7, 1037, 512), (33, 700, 72), (128, 300, 1024)]
+    ("batch", "tokens", "width"), [(1, 1037, 256), (7, 1037, 4096), (33, 700, 72), (64, 300, 1024)]
 )
-def test_screens_are_the_twins(batch, tokens, width, bite, plain):
+def test_screens_are_the_twins(batch, tokens, width, tiling, plain):
     torch.manual_seed(width)
     weight, x = torch.randint(-8, 8, (tokens, width)).half(), torch.randint(-2, 3, (batch, width)).half()
     held = Screen(screen.screen_of(weight).codes, 2.0 ** torch.randint(-1, 2, (tokens,)), weight)
     there = Screen(held.codes.cuda(), held.scales.cuda(), weight.cuda())
-    nominees = screen.nominate_kernel(x.cuda(), there, bite, plain=plain)
-    assert torch.equal(nominees.cpu(), screen.nominate_twin(x, held))
+    try:
+        nominees = screen.nominate_kernel(x.cuda(), there, tiling, plain=plain)
+    except OutOfResources:
+        assert tiling != screen.TILINGS.choice[0]
+        pytest.skip("does not fit into this GPU")
+    assert torch.equal(nominees.cpu(), screen.nominate_twin(x, held, tiling.outputs))
     checked = screen.check_kernel(x.cuda(), there, nominees, 9)
     assert torch.equal(checked.cpu(), screen.check_twin(x, held, nominees.cpu(), 9))
 
@@ -301,8 +306,13 @@ def test_the_shape_of_llama_8b():
 
 
 def test_rows_and_tilings_that_do_not_fit():
-    x, weight = whole_numbers(3, 70, 64, FLOAT8)
+    x, weight = whole_numbers(3, 70, 4096, FLOAT8)
     with pytest.raises(ValueError, match="the kernel takes up to 128"):
         products.product(x.cuda().bfloat16(), on_gpu(weight))
-    with pytest.raises(products.OutOfResources):
-        products.candidates_kernel(x.cuda(), on_gpu(weight), 0, Tiling(256, 256, 8, 6))
+    x, weight = x.cuda(), on_gpu(weight)
+    large = Tiling(256, 256, 8, 6)
+    with pytest.raises(OutOfResources):
+        products.candidates_kernel(x, weight, 0, large)
+    assert milliseconds(lambda tiling: products.candidates_kernel(x, weight, 0, tiling), large) == float(
+        "inf"
+    )

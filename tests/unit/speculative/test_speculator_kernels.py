@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from speculative.speculators import gates, products, screen
-from speculative.speculators.products import DEFAULT_TILING, Weight, product_kernel
+from speculative.speculators.products import TILINGS, Weight, product_kernel
 
 HERE = Path(__file__).parent
 
@@ -58,7 +58,7 @@ def test_the_product_compiles_to_tensor_core_instructions(best):
     types = {"x": "*fp16", "weight": "*fp8e4nv", "scales": "*fp32", "out": "*i64" if best else "*fp16"}
     types |= dict.fromkeys(("batch", "outputs", "first"), "i32")
     constants = {"WIDTH": 4096, "SCALED": True, "BEST": best, "WHOLE": True}
-    constants |= {"BLOCK_B": 16, "BLOCK_N": DEFAULT_TILING.outputs, "BLOCK_K": DEFAULT_TILING.width}
+    constants |= {"BLOCK_B": 16, "BLOCK_N": TILINGS.choice[0].outputs, "BLOCK_K": TILINGS.choice[0].width}
     made = compiled(products._product, types, constants, num_warps=4, num_stages=3)
     assert "wgmma" in made.asm["ptx"]
     assert "cp.async" in made.asm["ptx"]
