@@ -23,6 +23,7 @@ from speculative.speculators.products import (
     settle,
 )
 from speculative.speculators.screen import Screen, screen_of, screened
+from speculative.speculators.tiling import rows_block
 
 Gather = Callable[[Tensor], Tensor]
 Way = Literal["matmul", "fused", "float8", "screened"]
@@ -79,7 +80,8 @@ class Drafter:
     - `screened`: the head in 4 bits, checked with the head itself (see `screen`), projections in float8. Ranks agree,
       but since each checks nominees of its own, a sharded head may draft better than a whole one.
 
-    On a GPU each batch size is captured in all ways that it may be drafted, and the fastest stays.
+    On a GPU the first graph of every kernel size (to 16 rows, 32, 64, 128) is made in all ways, and the fastest stays.
+    Ranks may find different ones: they still draft the same, since each token comes out of a gather.
 
     Args:
         speculator: in `eval`, on its device. With a shard `gather` is needed.
@@ -116,6 +118,7 @@ class Drafter:
         self._graphs_wanted = graphs and self._device.type == "cuda"
         self._sizes = buckets(max_batch)
         self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._fastest: dict[int, Way] = {}
         self._inputs: dict[torch.dtype, Tensor] = {}
         self._tokens = torch.zeros(max_batch, dtype=torch.int64, device=self._device)
         self._pool: tuple[int, int] | None = None
@@ -173,8 +176,9 @@ class Drafter:
     ) -> None:
         """Makes the graphs of these batch sizes, or all, that are not there yet; nothing without graphs.
 
-        Without a `gather` a missing graph is made by the first draft that needs it. With one this has to be called, by
-        all ranks alike; batch sizes without a graph are then drafted step by step.
+        To be called at a start: kernels are compiled and timed, which may take a minute. Without a `gather` a missing
+        graph is made by the first draft that needs it; with one all ranks have to call this alike, and batch sizes
+        without a graph are drafted step by step.
 
         Args:
             batches: sizes, each standing for the next larger one that graphs are made for.
@@ -186,9 +190,14 @@ class Drafter:
         steps = self._steps(steps)
         sizes = {self._size(batch) for batch in (self._sizes if batches is None else batches)}
         for size in sorted(sizes, reverse=True):  # smaller graphs fit into the memory of larger ones
-            if (size, steps) not in self._graphs:
-                made = [self._capture(way, size, steps, stream) for way in self._ways_of(size)]
-                self._graphs[size, steps] = made[0] if len(made) == 1 else min(made, key=self._time)
+            if (size, steps) in self._graphs:
+                continue
+            found = self._fastest.get(rows_block(size))
+            made = [
+                self._capture(way, size, steps, stream) for way in ([found] if found else self._ways_of(size))
+            ]
+            best = made[0] if len(made) == 1 else min(made, key=self._time)
+            self._graphs[size, steps], self._fastest[rows_block(size)] = best, best.way
 
     def _steps(self, steps: int | None) -> int:
         steps = self._config.n_predict if steps is None else steps
@@ -284,9 +293,8 @@ class Drafter:
         drafted = torch.zeros(size, steps, dtype=torch.int64, device=self._device)
         if way != "matmul":
             self._tune(weights, size)
-        self._body(
-            way, hidden, tokens, drafted
-        )  # kernels are compiled and libraries set up outside the graph
+        # Kernels are compiled and libraries set up outside the graph.
+        self._body(way, hidden, tokens, drafted)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.

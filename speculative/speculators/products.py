@@ -182,7 +182,7 @@ def _launch(x: Tensor, weight: Weight, out: Tensor, first: int, tiling: Tiling, 
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "outputs", "first"])
 def _product(
     x: tl.tensor, weight: tl.tensor, scales: tl.tensor, out: tl.tensor, batch: tl.tensor, outputs: tl.tensor,
     first: tl.tensor,
@@ -224,7 +224,7 @@ def _product(
         tl.store(at, sums.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "row_stride", "out_stride"])
 def _settle(
     parts: tl.tensor, out: tl.tensor, count: tl.tensor, row_stride: tl.tensor, part_stride: tl.tensor,
     out_stride: tl.tensor, IDS: tl.constexpr, BLOCK: tl.constexpr,

@@ -186,7 +186,7 @@ def _weights(codes: tl.tensor, INDEX: tl.constexpr, PLAIN: tl.constexpr) -> tl.t
     return tl.inline_asm_elementwise(unpacking, "=r,r", [codes], dtype=tl.float16, is_pure=True, pack=2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "tokens"])
 def _nominate(
     x: tl.tensor, codes: tl.tensor, scales: tl.tensor, out: tl.tensor, batch: tl.tensor, tokens: tl.tensor,
     QUARTER: tl.constexpr, WHOLE: tl.constexpr, PLAIN: tl.constexpr,
@@ -225,7 +225,7 @@ def _nominate(
     tl.store(out + b * tl.num_programs(0) + block, tl.max(packed, axis=0), mask=b < batch)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "first"])
 def _check(
     x: tl.tensor, exact: tl.tensor, nominees: tl.tensor, out: tl.tensor, count: tl.tensor, first: tl.tensor,
     WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,

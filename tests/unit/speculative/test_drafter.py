@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,90 @@ def test_float8_keeps_what_it_can_hold():
     error = (held.values.float() * held.scales[:, None] - weight).abs() / weight.abs().amax(-1, keepdim=True)
     assert error.max() <= 2**-4
     assert held.bytes == 300 * 200 + 4 * 300
+
+
+class Graph:
+    """A CUDA graph that computes again what was captured, on whatever the static inputs hold."""
+
+    captured = None
+    replays = 0
+
+    def replay(self):
+        self.replays += 1
+        self.captured()
+
+    def pool(self):
+        return (0, 1)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Has a drafter on the CPU make such graphs; those it made."""
+    made, plain = [], Drafter._body
+
+    @contextmanager
+    def capturing(graph, **options):
+        assert options["capture_error_mode"] == "thread_local"
+        made.append(graph)
+        graph.open = True
+        yield
+        graph.open = False
+
+    def body(self, *args):
+        plain(self, *args)
+        if made and made[-1].open:
+            made[-1].captured = lambda: plain(self, *args)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(Drafter, "_body", body)
+    monkeypatch.setattr(Drafter, "_tune", lambda self, weights, size: None)
+    return made
+
+
+def with_graphs(speculator, **options):
+    drafter = Drafter(speculator, **options)
+    drafter._graphs_wanted = True
+    return drafter
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_graphs_are_made_for_padded_batches_when_needed(graphs, way):
+    speculator = made(config_of("lstm"), None, torch.bfloat16)
+    plain, drafter = Drafter(speculator, ways=[way]), with_graphs(speculator, max_batch=12, ways=[way])
+    for batch, count in ((5, 1), (6, 1), (12, 2), (1, 3), (5, 3), (13, 3), (0, 3)):
+        hidden, tokens = inputs(batch)
+        found = drafter.draft(hidden, tokens)
+        assert torch.equal(found, plain.draft(hidden, tokens))
+        assert len(graphs) == count
+    drafter.draft(*inputs(5), 2)
+    assert len(graphs) == 4
+    drafter.capture()
+    assert len(graphs) == 4 + len(buckets(12)) - 3
+    assert drafter.way(4) == way
+
+
+def test_the_fastest_way_of_a_kernel_size_stays(graphs, monkeypatch):
+    times = {"matmul": 3.0, "fused": 2.0, "float8": 4.0, "screened": 5.0}
+    monkeypatch.setattr(Drafter, "_time", lambda self, graph: times[graph.way])
+    drafter = with_graphs(made(config_of("lstm"), None, torch.bfloat16), max_batch=200, ways=WAYS)
+    drafter.capture([16])
+    assert (len(graphs), drafter.way(16), drafter.way(8)) == (4, "fused", "matmul")
+    times["float8"] = 1.0
+    drafter.capture([8, 32, 200])
+    assert [drafter.way(batch) for batch in (8, 16, 32, 200)] == ["fused", "fused", "float8", "matmul"]
+    assert len(graphs) == 4 + 1 + 4 + 1
+
+
+def test_a_gathering_drafter_makes_no_graph_by_itself(graphs):
+    drafter = with_graphs(made(config_of("lstm")), gather=torch.clone)
+    hidden, tokens = inputs(3)
+    found = drafter.draft(hidden, tokens)
+    assert not graphs
+    drafter.capture([3])
+    assert torch.equal(drafter.draft(hidden, tokens), found)
+    assert graphs[0].replays == 1
 
 
 def test_a_screen_loses_little_and_checks_its_nominees():
