@@ -54,7 +54,7 @@ TILINGS = Tilings(
         Tiling(64, 64, 4, 3),  # fits into the smallest GPUs
         Tiling(64, 128, 4, 5),
         Tiling(64, 256, 4, 4),
-        Tiling(128, 128, 4, 4),
+        Tiling(256, 64, 8, 4),
         Tiling(128, 128, 8, 4),
     )
 )

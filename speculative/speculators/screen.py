@@ -1,7 +1,7 @@
 """The argmax over the vocabulary by a head in 4 bits, checked with the head itself.
 
 Half the memory traffic of float8, and closer to the head: the product with 4-bit weights only nominates, one token for
-each block of the vocabulary, and of the `CHECKED` best nominees the logits are computed from the original weight.
+each 64 of the vocabulary, and of the `CHECKED` best nominees the logits are computed from the original weight.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ _MIDDLE = 8
 _CHUNK_ROWS = 2048
 # The clip that loses least depends on a row's distribution: of the row's largest element, as tried.
 _CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+_GROUP = 64  # tokens that nominate one
 TILINGS = Tilings(
     (
-        Tiling(64, 32, 4, 3),  # fits into the smallest GPUs
+        Tiling(64, 32, 4, 2),  # fits into the smallest GPUs
         Tiling(64, 32, 4, 6),
         Tiling(64, 64, 4, 4),
-        Tiling(64, 128, 4, 3),
         Tiling(128, 64, 8, 4),
+        Tiling(256, 32, 8, 4),
     )
 )
 
@@ -93,12 +94,12 @@ def tune(x: Tensor, screen: Screen) -> Tiling:
     return TILINGS.tune(x, screen.codes, lambda tiling: nominate_kernel(x, screen, tiling))
 
 
-def nominate_twin(x: Tensor, screen: Screen, outputs: int = TILINGS.choice[0].outputs) -> Tensor:
-    """The best token of every `outputs` by the 4-bit weights: candidates, int64 `[batch, blocks]`, ids from 0."""
+def nominate_twin(x: Tensor, screen: Screen) -> Tensor:
+    """The best token of every group by the 4-bit weights: candidates, int64 `[batch, groups]`, ids from 0."""
     quarters = [(screen.codes >> (4 * i)) & 0xF for i in range(4)]
     weight = (torch.cat(quarters, dim=-1).float() - _MIDDLE) * screen.scales[:, None]
     packed = pack(x.float() @ weight.T, torch.arange(len(weight)))
-    return torch.stack([block.amax(-1) for block in packed.split(outputs, dim=1)], dim=1)
+    return torch.stack([group.amax(-1) for group in packed.split(_GROUP, dim=1)], dim=1)
 
 
 def check_twin(x: Tensor, screen: Screen, nominees: Tensor, first: int) -> Tensor:
@@ -112,7 +113,7 @@ def check_twin(x: Tensor, screen: Screen, nominees: Tensor, first: int) -> Tenso
 def nominate_kernel(
     x: Tensor, screen: Screen, tiling: Tiling | None = None, *, plain: bool = False
 ) -> Tensor:
-    """`nominate_twin` on a GPU, of the tiling's outputs; its width is in elements of `codes`.
+    """`nominate_twin` on a GPU. A tiling's outputs are a multiple of 64, its width is in elements of `codes`.
 
     `plain` unpacks without instructions of NVIDIA's, which Triton's interpreter lacks.
     """
@@ -122,13 +123,13 @@ def nominate_kernel(
         msg = f"{batch} rows of {x.dtype}; the kernel takes up to {MAX_BATCH} contiguous rows of float16"
         raise ValueError(msg)
     tiling = tiling or TILINGS.chosen(x, screen.codes)
-    blocks = triton.cdiv(tokens, tiling.outputs)
-    out = torch.empty(batch, blocks, dtype=torch.int64, device=x.device)
+    groups = triton.cdiv(tokens, _GROUP)
+    out = torch.empty(batch, groups, dtype=torch.int64, device=x.device)
     if batch:
-        _nominate[(blocks,)](
-            x, screen.codes, screen.scales, out, batch, tokens,
+        _nominate[(triton.cdiv(tokens, tiling.outputs),)](
+            x, screen.codes, screen.scales, out, batch, tokens, groups,
             QUARTER=width // 4, WHOLE=width // 4 % tiling.width == 0, PLAIN=plain,
-            BLOCK_B=rows_block(batch), BLOCK_N=tiling.outputs, BLOCK_K=tiling.width,
+            BLOCK_B=rows_block(batch), BLOCK_N=tiling.outputs, BLOCK_K=tiling.width, GROUP=_GROUP,
             num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
     return out
@@ -186,11 +187,12 @@ def _weights(codes: tl.tensor, INDEX: tl.constexpr, PLAIN: tl.constexpr) -> tl.t
     return tl.inline_asm_elementwise(unpacking, "=r,r", [codes], dtype=tl.float16, is_pure=True, pack=2)
 
 
-@triton.jit(do_not_specialize=["batch", "tokens"])
+@triton.jit(do_not_specialize=["batch", "tokens", "groups"])
 def _nominate(
     x: tl.tensor, codes: tl.tensor, scales: tl.tensor, out: tl.tensor, batch: tl.tensor, tokens: tl.tensor,
+    groups: tl.tensor,
     QUARTER: tl.constexpr, WHOLE: tl.constexpr, PLAIN: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ) -> None:  # fmt: skip
     """One block of the vocabulary for all rows; see `products._product`."""
     block = tl.program_id(0)
@@ -222,7 +224,9 @@ def _nominate(
     bits = tl.where(sums == 0.0, 0.0, sums).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     packed = (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - held).to(tl.int64)[:, None]
-    tl.store(out + b * tl.num_programs(0) + block, tl.max(packed, axis=0), mask=b < batch)
+    best = tl.max(tl.reshape(packed, [BLOCK_N // GROUP, GROUP, BLOCK_B]), axis=1)
+    group = block * (BLOCK_N // GROUP) + tl.arange(0, BLOCK_N // GROUP)[:, None]
+    tl.store(out + b[None, :] * groups + group, best, mask=(b[None, :] < batch) & (group < groups))
 
 
 @triton.jit(do_not_specialize=["count", "first"])

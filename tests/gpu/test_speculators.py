@@ -82,7 +82,7 @@ def test_screens_are_the_twins(batch, tokens, width, tiling, plain):
     except OutOfResources:
         assert tiling != screen.TILINGS.choice[0]
         pytest.skip("does not fit into this GPU")
-    assert torch.equal(nominees.cpu(), screen.nominate_twin(x, held, tiling.outputs))
+    assert torch.equal(nominees.cpu(), screen.nominate_twin(x, held))
     checked = screen.check_kernel(x.cuda(), there, nominees, 9)
     assert torch.equal(checked.cpu(), screen.check_twin(x, held, nominees.cpu(), 9))
 

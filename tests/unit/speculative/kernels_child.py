@@ -48,6 +48,7 @@ def test_screens(batch: int, tokens: int, width: int) -> None:
     x = torch.randint(-2, 3, (batch, width)).half()
     nominees = screen.nominate_kernel(x, held, Tiling(64, 32, 4, 2), plain=True)
     assert torch.equal(nominees, screen.nominate_twin(x, held))
+    assert torch.equal(nominees, screen.nominate_kernel(x, held, Tiling(128, 64, 4, 2), plain=True))
     checked = screen.check_kernel(x, held, nominees, 7)
     assert torch.equal(checked, screen.check_twin(x, held, nominees, 7))
 

@@ -66,7 +66,9 @@ def test_the_product_compiles_to_tensor_core_instructions(best):
 
 def test_the_screen_compiles_to_tensor_core_instructions():
     types = {"x": "*fp16", "codes": "*i16", "scales": "*fp32", "out": "*i64", "batch": "i32", "tokens": "i32"}
+    types["groups"] = "i32"
     constants = {"QUARTER": 1024, "WHOLE": True, "PLAIN": False, "BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_K": 64}
+    constants["GROUP"] = 64
     made = compiled(screen._nominate, types, constants, num_warps=4, num_stages=4)
     assert "wgmma" in made.asm["ptx"]
     # Four bits become a weight by two instructions, for two weights at a time.
