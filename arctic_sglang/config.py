@@ -104,8 +104,8 @@ class ArcticConfig:
     suffix_min_score: float | None = field(
         default=None,
         metadata={
-            "help": "ARCTIC with suffix decoding: accepted tokens that a suffix draft must promise to take the place of "
-            "the draft head's. Default: as many as the head's, both scaled by what was accepted lately."
+            "help": "ARCTIC with suffix decoding: accepted tokens that a suffix draft must promise to take the place "
+            "of the draft head's. Default: as many as the head's, both scaled by what was accepted lately."
         },
     )
     suffix_cache_tokens: int = field(

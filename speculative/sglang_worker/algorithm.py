@@ -37,9 +37,11 @@ class ChainAlgorithm(vendor.CustomSpecAlgo):  # type: ignore[misc]
         return True
 
     def create_future_map(self, *args: Any, **kwargs: Any) -> Any:
-        """SGLang's own relay between steps that overlap."""
+        """The relay between steps that overlap."""
+        from speculative.sglang_worker.relay import future_map  # for schedulers alone
+
         device, *rest = args
-        return vendor.FutureMap(device, self, *rest, **kwargs)
+        return future_map(device, self, *rest, **kwargs)
 
 
 class Verifying(ChainAlgorithm):
@@ -99,5 +101,3 @@ def set_arguments(args: Any) -> None:
     elif args.return_hidden_states_mode is None:
         # The head reads the hidden state that each token was sampled from; graphs must be captured with it.
         args.return_hidden_states_mode = "full" if args.enable_return_hidden_states else "last"
-    if args.device == "cpu":
-        args.disable_overlap_schedule = True  # SGLang has no overlap of speculative steps on a CPU

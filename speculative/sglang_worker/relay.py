@@ -56,3 +56,25 @@ class Relay(vendor.SpecInput):  # type: ignore[misc]
             rows = getattr(self, name)
             if rows is not None:
                 setattr(self, name, torch.cat([rows, getattr(spec_info, name)]))
+
+
+def future_map(*args: Any, **kwargs: Any) -> Any:
+    """SGLang's `FutureMap`, which reads a `Relay` back on every device.
+
+    Args:
+        args: of SGLang's class.
+        kwargs: of SGLang's class.
+    """
+
+    class Futures(vendor.FutureMap):  # type: ignore[misc]
+        def _resolve_spec_extras(self, batch: Any) -> None:
+            # SGLang's own marks the indices as used on a stream, which a CPU does not have; the scheduler keeps
+            # them for two steps anyway.
+            relay = batch.spec_info
+            if relay is None or relay.future_indices is None or len(relay.future_indices) == 0:
+                return
+            relay.bonus_tokens = self.output_tokens_buf[relay.future_indices]
+            if self.need_hidden_states:
+                relay.hidden_states = self.hidden_states_buf[relay.future_indices]
+
+    return Futures(*args, **kwargs)
