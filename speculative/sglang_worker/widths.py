@@ -147,11 +147,15 @@ class Widths:
 
 
 def _seconds(graphs: Any, rows: int) -> float:
+    """Seconds of a captured step, replayed as SGLang replays it, with dummy requests of one token."""
+    forward_batch, backend, _ = graphs.capture_prepare(rows)
     key = graphs._make_graph_key(rows)
-    graphs.backend.replay(key, None)
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(REPLAYS):
-        graphs.backend.replay(key, None)
-    torch.cuda.synchronize()
+    with vendor.forward_context(vendor.ForwardContext(attn_backend=backend)):
+        backend.init_forward_metadata_out_graph(forward_batch)
+        graphs.backend.replay(key, forward_batch)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(REPLAYS):
+            graphs.backend.replay(key, forward_batch)
+        torch.cuda.synchronize()
     return (time.perf_counter() - started) / REPLAYS
