@@ -1,13 +1,15 @@
 """The suffix index under numba. All compiled code is in this file, so that its cache cannot go stale in part.
 
-An index is a set of flat arrays. Tokens lie in pages of 32; a sequence is a chain of pages, and a token's
-place is `page * 32 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
+An index is a set of flat arrays. Tokens lie in pages of 16; a sequence is a chain of pages, and a token's
+place is `page * 16 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
 tokens to the newest place that ends them, and `links` leads from there to the next older place of the same
 hash: places that do not match are dropped by comparing tokens, which also gives the match's true length.
 
 What heads and links hold are places in a numbering that only grows (a ring of pages; its newest page is
 `ring[NEWEST]`): a page that is overwritten gets a new number, and what still points at its old one is seen
-to be older than the ring and dropped. Eviction is thus free. Requests' own texts use the same arrays with a
+to be older than the ring and dropped. Eviction is thus free. It takes that what a head or link leads to is
+always older than whatever came before it in the walk: a page enters the ring whole, once a request has said
+that much or is over. Requests' own texts use the same arrays with a
 numbering that is simply the place.
 """
 
@@ -24,10 +26,10 @@ from speculative.suffix.settings import PAGE, SPARED
 # ring: number of the newest page, where it lies, how many pages there are.
 NEWEST, LIES, PAGES = 0, 1, 2
 # rows, one per slot: tokens, place of the last (0: none); how many are indexed, place of the last indexed and
-# the stretch it lies in, how many stretches; of the kept response: its last page (0: none) and how many tokens
-# that holds.
-LENGTH, LAST, INDEXED, REACHED, STRETCH, STRETCHES, KEPT, FILLED = range(8)
-FIELDS = 8
+# the stretch it lies in; of the kept response: its last page (0: none), and how many of the
+# tokens need not be kept any more.
+LENGTH, LAST, INDEXED, REACHED, STRETCH, KEPT, DONE = range(7)
+FIELDS = 7
 
 Int32 = NDArray[np.int32]
 
@@ -35,9 +37,9 @@ Int32 = NDArray[np.int32]
 class Index(NamedTuple):
     """The arrays of an index; int32 but for `used`."""
 
-    tokens: Int32  # [pages * 32], -1 where nothing is
-    links: Int32  # [pages * 32, levels], 0 where the chain ends
-    heads: Int32  # [levels, pages * 32], 0 where nothing is
+    tokens: Int32  # [pages * 16], -1 where nothing is
+    links: Int32  # [pages * 16, levels], 0 where the chain ends
+    heads: Int32  # [levels, pages * 16], 0 where nothing is
     before: Int32  # [pages], the page before in the same sequence
     after: Int32  # [pages]
     owner: Int32  # [pages], slot that took it
@@ -76,41 +78,41 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_compiled
-def _number(index: Index, place: int) -> int:
+def _number(ring: Int32, place: int) -> int:
     """The growing number of a place in the ring."""
-    ago = index.ring[LIES] - place // PAGE
+    ago = ring[LIES] - place // PAGE
     if ago < 0:
-        ago += index.ring[PAGES]
-    return (index.ring[NEWEST] - ago) * PAGE + place % PAGE
+        ago += ring[PAGES]
+    return (ring[NEWEST] - ago) * PAGE + place % PAGE
 
 
 @_compiled
-def _place(index: Index, number: int) -> int:
+def _place(ring: Int32, number: int) -> int:
     """The place of a number, 0 if it was overwritten since."""
-    ago = index.ring[NEWEST] - number // PAGE
-    if number == 0 or ago >= index.ring[PAGES]:
+    ago = ring[NEWEST] - number // PAGE
+    if number == 0 or ago >= ring[PAGES]:
         return 0
-    page = index.ring[LIES] - ago
+    page = ring[LIES] - ago
     if page < 1:
-        page += index.ring[PAGES]
+        page += ring[PAGES]
     return page * PAGE + number % PAGE
 
 
 @_compiled
-def _back(index: Index, place: int) -> int:
+def _back(before: Int32, place: int) -> int:
     if place % PAGE:
         return place - 1
-    page = index.before[place // PAGE]
+    page = before[place // PAGE]
     return page * PAGE + PAGE - 1 if page else 0
 
 
 @_compiled
-def _ahead(index: Index, place: int) -> int:
+def _ahead(tokens: Int32, after: Int32, place: int) -> int:
     """The next place of the sequence if a token is there, else 0."""
     place += 1
     if place % PAGE == 0:
-        place = index.after[place // PAGE - 1] * PAGE
-    return place if place and index.tokens[place] >= 0 else 0
+        place = after[place // PAGE - 1] * PAGE
+    return place if place and tokens[place] >= 0 else 0
 
 
 @_compiled
@@ -127,14 +129,14 @@ def _bucket(code: np.uint64, size: int) -> int:
 @_compiled
 def _insert(index: Index, levels: Int32, place: int, base: int, size: int) -> None:
     """Makes the runs of tokens that end at a place known to heads[:, base : base + size]."""
-    number = _number(index, place)
+    number = _number(index.ring, place)
     code, at, taken = np.uint64(0), place, 0
     for level in range(len(levels)):
         while taken < levels[level]:
             if at == 0:
                 return
             code = _mixed(code, index.tokens[at])
-            at = _back(index, at)
+            at = _back(index.before, at)
             taken += 1
         bucket = base + _bucket(code, size)
         index.links[place, level] = index.heads[level, bucket]
@@ -209,22 +211,26 @@ def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
     kept.before[page] = slots.rows[slot, KEPT]
     if kept.before[page]:
         kept.after[kept.before[page]] = page
-    slots.rows[slot, KEPT], slots.rows[slot, FILLED] = page, 0
+    slots.rows[slot, KEPT] = page
 
 
 @_compiled
-def keep(kept: Index, slots: Slots, params: Params, slot: int, new: Int32) -> None:
-    """Appends to a request's response in the index of responses."""
-    if kept.ring[PAGES] == 0:
-        return
+def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least: int) -> None:
+    """Puts what a request has said since into the index of responses, as long as it is `least` tokens or more."""
     row = slots.rows[slot]
-    for token in new:
-        if row[KEPT] == 0 or row[FILLED] == PAGE:
-            _new_page(kept, slots, params, slot)
-        place = row[KEPT] * PAGE + row[FILLED]
-        kept.tokens[place] = token
-        row[FILLED] += 1
-        _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
+    if kept.ring[PAGES] == 0 or row[LENGTH] - row[DONE] < least:
+        return
+    source = np.int64(row[LAST])
+    for _ in range(row[DONE] + 1, row[LENGTH]):
+        source = _back(own.before, source)
+    while row[LENGTH] - row[DONE] >= least:
+        _new_page(kept, slots, params, slot)
+        first = row[KEPT] * PAGE
+        for place in range(first, first + min(PAGE, row[LENGTH] - row[DONE])):
+            kept.tokens[place] = own.tokens[source]
+            _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
+            source = _ahead(own.tokens, own.after, source)
+            row[DONE] += 1
 
 
 class Voters(NamedTuple):
@@ -244,26 +250,34 @@ def _matched(index: Index, place: int, context: Int32) -> int:
     length = 0
     while place and length < len(context) and index.tokens[place] == context[length]:
         length += 1
-        place = _back(index, place)
+        place = _back(index.before, place)
     return length
 
 
 @_compiled
 def _look_up(
-    index: Index, params: Params, level: int, context: Int32, base: int, size: int, voters: Voters, found: int, visits: int
+    index: Index,
+    params: Params,
+    level: int,
+    context: Int32,
+    base: int,
+    size: int,
+    voters: Voters,
+    found: int,
+    visits: int,
 ) -> tuple[int, int]:
     """Adds the matches of one stretch to `voters`: how many there are now, and how many visits are left."""
     code = np.uint64(0)
     for at in range(params.levels[level]):
         code = _mixed(code, context[at])
-    place = _place(index, index.heads[level, base + _bucket(code, size)])
+    place = _place(index.ring, index.heads[level, base + _bucket(code, size)])
     while place and visits and found < params.occurrences:
         visits -= 1
         length = _matched(index, place, context)
-        if length >= params.levels[level] and _ahead(index, place):
+        if length >= params.levels[level] and _ahead(index.tokens, index.after, place):
             voters.places[found], voters.lengths[found] = place, length
             found += 1
-        place = _place(index, index.links[place, level])
+        place = _place(index.ring, index.links[place, level])
     return found, visits
 
 
@@ -272,7 +286,7 @@ def _poll(index: Index, voters: Voters, count: int) -> tuple[int, int]:
     """Moves the first `count` voters on by a token; those that cannot go drop out. The others, and the ayes."""
     going_on = 0
     for voter in range(count):
-        place = _ahead(index, voters.at[voter])
+        place = _ahead(index.tokens, index.after, voters.at[voter])
         if place:
             voters.at[going_on], voters.began[going_on] = place, voters.began[voter]
             voters.votes[going_on] = index.tokens[place]
@@ -296,7 +310,9 @@ def _most_frequent(votes: Int32, count: int) -> tuple[int, int]:
 
 
 @_compiled
-def _path(index: Index, params: Params, voters: Voters, found: int, length: int, budget: int) -> tuple[int, float, int]:
+def _path(
+    index: Index, params: Params, voters: Voters, found: int, length: int, budget: int
+) -> tuple[int, float, int]:
     """The draft of the matches of at least `length`, to `voters.draft`: its length, its score, its foremost voter."""
     count, drafted, prob, score, began = 0, 0, 1.0, 0.0, 0
     for match in range(found):
@@ -325,12 +341,22 @@ def _path(index: Index, params: Params, voters: Voters, found: int, length: int,
 
 @_compiled
 def _budget(params: Params, length: int, limit: int) -> int:
-    return max(0, min(params.max_draft, limit, int(math.floor(length * params.factor + params.offset + 1e-6))))
+    return max(
+        0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6))
+    )
 
 
 @_compiled
 def _best(
-    index: Index, params: Params, bases: Int32, sizes: Int32, limit: int, context: Int32, voters: Voters, out: Int32, bar: float
+    index: Index,
+    params: Params,
+    bases: Int32,
+    sizes: Int32,
+    limit: int,
+    context: Int32,
+    voters: Voters,
+    out: Int32,
+    bar: float,
 ) -> tuple[int, float, int]:
     """The best draft whose score exceeds `bar`, to `out`: as `_path`, or 0, `bar`, 0.
 
@@ -368,7 +394,7 @@ def _best(
 def _mark(kept: Index, place: int, count: int) -> None:
     """Notes that a draft was taken from the `count` tokens after a place."""
     for _ in range(count):
-        place = _ahead(kept, place)
+        place = _ahead(kept.tokens, kept.after, place)
         kept.used[place // PAGE] = 1
 
 
@@ -378,21 +404,31 @@ def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
     place, count = np.int64(slots.rows[slot, LAST]), 0
     while place and count < len(context):
         context[count] = own.tokens[place]
-        place = _back(own, place)
+        place = _back(own.before, place)
         count += 1
     return context[:count]
 
 
 @_compiled
 def step(
-    own: Index, kept: Index, slots: Slots, params: Params, voters: Voters, ids: Int32, tokens: Int32, offsets: Int32,
-    limits: Int32, out: Int32, lengths: Int32, scores: NDArray[np.float32],
+    own: Index,
+    kept: Index,
+    slots: Slots,
+    params: Params,
+    voters: Voters,
+    ids: Int32,
+    tokens: Int32,
+    offsets: Int32,
+    limits: Int32,
+    out: Int32,
+    lengths: Int32,
+    scores: NDArray[np.float32],
 ) -> None:
     """`Proposer.step`: rows `ids` take in their tokens, then draft into `out`, `lengths` and `scores`."""
     for row in range(len(ids)):
         new = tokens[offsets[row] : offsets[row + 1]]
         _extend_text(own, slots, params, ids[row], new)
-        keep(kept, slots, params, ids[row], new)
+        keep(own, kept, slots, params, ids[row], PAGE)
     all_bases = np.full(1, PAGE, np.int32)
     all_sizes = np.full(1, kept.ring[PAGES] * PAGE, np.int32)
     for row in range(len(ids)):
@@ -410,4 +446,5 @@ def step(
             if better:
                 drafted, score = better, reached
                 _mark(kept, began, drafted)
+        out[row, drafted:] = 0  # the rest of a longer draft that lost
         lengths[row], scores[row] = drafted, score

@@ -7,7 +7,19 @@ import numpy as np
 
 from speculative.base import Drafts, Int32
 from speculative.suffix import kernels
-from speculative.suffix.kernels import FIELDS, INDEXED, KEPT, LAST, LENGTH, NEWEST, PAGES, Params, Slots, Voters
+from speculative.suffix.kernels import (
+    DONE,
+    FIELDS,
+    INDEXED,
+    KEPT,
+    LAST,
+    LENGTH,
+    NEWEST,
+    PAGES,
+    Params,
+    Slots,
+    Voters,
+)
 from speculative.suffix.settings import MAX_TOKENS, PAGE, SuffixSettings
 from speculative.suffix.store import Stretches, grown, new_index, renumbered
 
@@ -77,9 +89,7 @@ class SuffixProposer:
             self._own.tokens[first : first + len(text)] = text
             self._slots.rows[slot, LENGTH], self._slots.rows[slot, LAST] = len(text), first + len(text) - 1
             self._waiting.append(slot)
-        if self.settings.prompt_tail:
-            self._renumber()
-            kernels.keep(self._kept, self._slots, self._params, slot, text[-self.settings.prompt_tail :])
+        self._slots.rows[slot, DONE] = max(0, len(text) - self.settings.prompt_tail)
         return slot
 
     def step(self, slots: Int32, tokens: Int32, offsets: Int32, limits: Int32) -> Drafts:
@@ -121,6 +131,8 @@ class SuffixProposer:
         """
         if slot not in self._held:
             raise ValueError(f"slot {slot} is not running; stop each slot that start gave once")
+        self._renumber()
+        kernels.keep(self._own, self._kept, self._slots, self._params, slot, 1)
         for stretch in self._held.pop(slot):
             self._stretches.give(*stretch)
         if slot in self._waiting:
@@ -135,6 +147,7 @@ class SuffixProposer:
         for array in (self._kept.before, self._kept.after, self._kept.used):
             array.fill(0)
         self._slots.rows[:, KEPT] = 0
+        self._slots.rows[:, DONE] = self._slots.rows[:, LENGTH]
         self._renumber()
 
     def _admit(self, slot: int) -> None:
@@ -181,11 +194,15 @@ class SuffixProposer:
                 "and one offset more"
             )
         if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():
-            raise ValueError(f"offsets run from {offsets[0]} to {offsets[-1]}; they must rise from 0 to {len(tokens)}")
+            raise ValueError(
+                f"offsets run from {offsets[0]} to {offsets[-1]}; they must rise from 0 to {len(tokens)}"
+            )
         known = (slots >= 0) & (slots < len(self._room))
         known[known] = self._room[slots[known]] >= 0
         if not known.all():
-            raise ValueError(f"slots {slots[~known].tolist()} are not running; step only slots that start gave")
+            raise ValueError(
+                f"slots {slots[~known].tolist()} are not running; step only slots that start gave"
+            )
 
 
 def _tokens(name: str, tokens: Int32) -> Int32:

@@ -2,7 +2,8 @@
 
 A match of length m is an earlier place whose last m tokens are the request's last m tokens; it is of use if
 a token follows it. Two places are searched: the request's own prompt and response as far as they are
-indexed, and the responses of all requests, kept in pages of 32 tokens until the ring of pages comes round.
+indexed, and the responses of all requests, kept by pages of 16 tokens (when
+a page is full or the request is over) until the ring of pages comes round.
 For each of `levels`, from the longest, the `occurrences` most recent matches of at least that length vote:
 at each next token those that agree with the draft so far name theirs, the most frequent wins (on a tie,
 that of the most recent), and its share of the votes multiplies the estimated probability. The draft whose
@@ -12,12 +13,10 @@ probabilities sum highest is taken; on a tie the longer match, then the request'
 import heapq
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from speculative.base import Drafts, Int32
 from speculative.suffix.settings import PAGE, SPARED, SuffixSettings
-
-
 
 Match = tuple[int, list[int]]
 Draft = tuple[list[int], float]
@@ -28,7 +27,7 @@ class _Page:
     """A page of the response index; `before` and `after` are its neighbours in the same sequence."""
 
     owner: "_Request"
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int]
     before: "_Page | None" = None
     after: "_Page | None" = None
     used: bool = False
@@ -37,6 +36,7 @@ class _Page:
 @dataclass(eq=False)
 class _Request:
     tokens: list[int]
+    done: int  # tokens that need not be kept any more
     indexed: int = 0
     page: _Page | None = None
 
@@ -54,11 +54,10 @@ class SuffixTwin:
     def start(self, prompt: Int32, response: Int32) -> int:
         """See `Proposer.start`. What `response` holds was kept when it was generated and is not kept again."""
         slot = heapq.heappop(self._free) if self._free else len(self._requests)
-        request = _Request([*prompt.tolist(), *response.tolist()])
+        text = [*prompt.tolist(), *response.tolist()]
+        request = _Request(text, done=max(0, len(text) - self.settings.prompt_tail))
         self._requests[slot] = request
         self._waiting.append(request)
-        if self.settings.prompt_tail:
-            self._keep(request, request.tokens[-self.settings.prompt_tail :])
         return slot
 
     def step(self, slots: Int32, tokens: Int32, offsets: Int32, limits: Int32) -> Drafts:
@@ -86,6 +85,7 @@ class SuffixTwin:
     def stop(self, slot: int) -> None:
         """See `Proposer.stop`. The response stays for later requests."""
         request = self._requests.pop(slot)
+        self._keep(request, 1)
         self._waiting = [other for other in self._waiting if other is not request]
         heapq.heappush(self._free, slot)
 
@@ -96,36 +96,38 @@ class SuffixTwin:
         self._kept: list[tuple[_Page, int]] = []
         for request in self._requests.values():
             request.page = None
+            request.done = len(request.tokens)
 
     def _take_in(self, request: _Request, tokens: list[int]) -> None:
         if request.indexed == len(request.tokens):
             request.indexed += len(tokens)
         request.tokens += tokens
-        self._keep(request, tokens)
+        self._keep(request, PAGE)
 
-    def _keep(self, request: _Request, tokens: list[int]) -> None:
-        for token in tokens if self._ring else ():
-            if request.page is None or len(request.page.tokens) == PAGE:
-                self._new_page(request)
-            request.page.tokens.append(token)
-            self._kept.append((request.page, len(request.page.tokens) - 1))
+    def _keep(self, request: _Request, least: int) -> None:
+        while self._ring and len(request.tokens) - request.done >= least:
+            tokens = request.tokens[request.done : request.done + PAGE]
+            request.done += len(tokens)
+            index = self._free_page()
+            page = self._ring[index] = _Page(request, tokens, before=request.page)
+            if request.page is not None:
+                request.page.after = page
+            request.page = page
+            self._kept += [(page, at) for at in range(len(tokens))]
 
-    def _new_page(self, request: _Request) -> None:
+    def _free_page(self) -> int:
         for spared in range(SPARED + 1):
             index, self._next = self._next, (self._next + 1) % len(self._ring)
             page = self._ring[index]
             if page is not None:
                 self._kept = [place for place in self._kept if place[0] is not page]
-                if page.used and self.settings.eviction == "lru" and spared < SPARED:
-                    page.used = False
-                    self._kept += [(page, at) for at in range(len(page.tokens))]
-                    continue
-                self._evict(page)
-            fresh = self._ring[index] = _Page(request, before=request.page)
-            if request.page is not None:
-                request.page.after = fresh
-            request.page = fresh
-            return
+            if page is None or not page.used or self.settings.eviction == "fifo" or spared == SPARED:
+                break
+            page.used = False
+            self._kept += [(page, at) for at in range(len(page.tokens))]
+        if page is not None:
+            self._evict(page)
+        return index
 
     def _evict(self, page: _Page) -> None:
         if page.before is not None:

@@ -68,9 +68,15 @@ FUZZED = [
     SuffixSettings(capacity_tokens=300, slice_tokens=64, eviction="lru", active_tokens=64),
     SuffixSettings(capacity_tokens=1, slice_tokens=7, eviction="lru", prompt_tail=9),
     SuffixSettings(capacity_tokens=0, prompt_tail=3, occurrences=1, levels=(2,)),
-    SuffixSettings(capacity_tokens=900, max_depth=9, levels=(1, 3, 7), occurrences=4, max_draft=6, prompt_tail=9),
-    SuffixSettings(capacity_tokens=700, max_spec_factor=2.5, max_spec_offset=-1.0, min_token_prob=0.0, prompt_tail=5),
-    SuffixSettings(capacity_tokens=500, max_spec_factor=0.0, max_spec_offset=7.0, min_token_prob=0.5, eviction="lru"),
+    SuffixSettings(
+        capacity_tokens=900, max_depth=9, levels=(1, 3, 7), occurrences=4, max_draft=6, prompt_tail=9
+    ),
+    SuffixSettings(
+        capacity_tokens=700, max_spec_factor=2.5, max_spec_offset=-1.0, min_token_prob=0.0, prompt_tail=5
+    ),
+    SuffixSettings(
+        capacity_tokens=500, max_spec_factor=0.0, max_spec_offset=7.0, min_token_prob=0.5, eviction="lru"
+    ),
 ]
 
 
