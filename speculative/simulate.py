@@ -16,8 +16,8 @@ from typing import Any
 from speculative.base import Proposer
 from speculative.cost import CostTable
 from speculative.replay import Outcome, Replay
-from speculative.suffix import SuffixProposer, SuffixSettings
-from speculative.traces import WANTED, Trace, TraceError, Tokenizer, read
+from speculative.suffix import SuffixSettings, SuffixTwin
+from speculative.traces import WANTED, Tokenizer, Trace, TraceError, read
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 _CONSTANT, _PER_TOKEN = 5e-3, 3e-5
@@ -26,6 +26,7 @@ ASSUMED = (
     "bf16 on one H100"
 )
 
+_LABEL = 27  # characters
 # `levels` is several numbers itself.
 _SWEPT = [field for field in fields(SuffixSettings) if field.name != "levels"]
 _HEAD = f"{'':>3}  {'pass':>4}  {'accept len':>10}  {'drafted':>7}  {'us/token':>8}  {'speed-up':>8}  widths, settings"
@@ -36,7 +37,7 @@ class _Bad(ValueError):
 
 
 def main(
-    arguments: Sequence[str] | None = None, make: Callable[[SuffixSettings], Proposer] = SuffixProposer
+    arguments: Sequence[str] | None = None, make: Callable[[SuffixSettings], Proposer] = SuffixTwin
 ) -> int:
     """Runs the command; 0, or 2 where something was asked for that cannot be done.
 
@@ -130,7 +131,7 @@ def _passes(
 def _combinations(
     options: argparse.Namespace, table: CostTable
 ) -> Iterator[tuple[dict[str, Any], SuffixSettings]]:
-    """Every combination of settings: what was asked for of it, and the whole."""
+    """Every combination of settings: what differs from the others, and the whole."""
     given = {
         field.name: [_value(field.name, text) for text in getattr(options, field.name).split(",")]
         for field in _SWEPT
@@ -140,11 +141,11 @@ def _combinations(
     if widest < 1:
         msg = "the cost table has no width but 1, plain decode: there is nothing to compare"
         raise _Bad(msg)
-    draft = {} if "max_draft" in given else {"max_draft": min(SuffixSettings.max_draft, widest)}
+    draft = {} if "max_draft" in given else {"max_draft": min(SuffixSettings().max_draft, widest)}
     for values in itertools.product(*given.values()):
-        swept = dict(zip(given, values, strict=True))
+        asked = dict(zip(given, values, strict=True))
         try:
-            settings = SuffixSettings(**draft, **swept)
+            settings = SuffixSettings(**draft, **asked)
         except ValueError as error:
             raise _Bad(str(error)) from error
         if settings.max_draft > widest:
@@ -153,7 +154,7 @@ def _combinations(
                 "tokens; ask for fewer, or measure a wider one"
             )
             raise _Bad(msg)
-        yield swept, settings
+        yield {name: value for name, value in asked.items() if len(given[name]) > 1}, settings
 
 
 def _value(name: str, text: str) -> int | float | str:
@@ -191,7 +192,11 @@ def _tokenizer(name: str | None) -> Tokenizer | None:
 def _intro(options: argparse.Namespace, traces: Sequence[Trace]) -> str:
     tokens = sum(len(trace.response) for trace in traces)
     prompts = sum(len(trace.prompt) for trace in traces)
-    costs = f"from {options.cost_table}" if options.cost_table else f"{ASSUMED} (--cost-table gives measured ones)"
+    costs = (
+        f"from {options.cost_table}"
+        if options.cost_table
+        else f"{ASSUMED} (--cost-table gives measured ones)"
+    )
     return (
         f"{len(traces):,} requests with {prompts:,} tokens of prompts and {tokens:,} of responses, "
         f"{options.concurrency} at once.\nStep times: {costs}.\n"
@@ -232,7 +237,7 @@ def _plot(rows: Sequence[Mapping[str, Any]]) -> str:
     from batch_sdk.report import svg  # draws the plots of batch jobs; seconds to import
 
     fastest = max(rows, key=lambda row: row["speedup"])
-    speedups = [(f"{_named(row)} pass {row['pass']}".strip(), row["speedup"]) for row in rows]
+    speedups = [(_label(number, row), row["speedup"]) for number, row in enumerate(rows, 1)]
     widths = [(f"width {width}", count) for width, count in fastest["widths"].items()]
     return svg.document(
         [
@@ -240,6 +245,12 @@ def _plot(rows: Sequence[Mapping[str, Any]]) -> str:
             ("Steps by width, the fastest", svg.bars(widths, "two", title="steps by width", unit="steps")),
         ]
     )
+
+
+def _label(number: int, row: Mapping[str, Any]) -> str:
+    """The values of a row, or its number where a plot has no room for them."""
+    values = " ".join([*map(str, row["swept"].values()), f"pass {row['pass']}"])
+    return values if len(values) <= _LABEL else f"row {number} of the table"
 
 
 def _writable(name: str, path: str | None) -> None:
