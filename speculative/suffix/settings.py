@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PAGE = 32  # tokens; a sequence takes whole pages of the response index
+SPARED = 4  # pages that one new page may spare under "lru"
 EVICTIONS = ("fifo", "lru")
 MAX_TOKENS = 1 << 28  # positions are int32, and the youngest must stay far from the end of that range
 
@@ -30,6 +31,8 @@ class SuffixSettings:
         levels: lengths of the token runs that are looked up, ascending. More levels, more memory: 8 bytes
             a token each.
         slice_tokens: how many tokens of waiting prompts one `work` takes in.
+        active_tokens: room for the prompts and responses of running requests; memory is taken as it is
+            used, and when the room runs out all of it is copied to twice the room.
         prompt_tail: how many of a prompt's last tokens are kept in front of its response, so that the same
             question is known by its end; at most `max_depth`.
 
@@ -48,6 +51,7 @@ class SuffixSettings:
     occurrences: int = 32
     levels: tuple[int, ...] = (1, 2, 4, 8, 16)
     slice_tokens: int = 4096
+    active_tokens: int = 1 << 22
     prompt_tail: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +68,7 @@ class SuffixSettings:
             raise ValueError(f"eviction is {self.eviction!r}; give one of {', '.join(EVICTIONS)}")
         _whole("occurrences", self.occurrences, 1, 256)
         _whole("slice_tokens", self.slice_tokens, 1, 1 << 20)
+        _whole("active_tokens", self.active_tokens, PAGE, MAX_TOKENS)
         _whole("prompt_tail", self.prompt_tail, 0, self.max_depth)
         self._check_levels()
 

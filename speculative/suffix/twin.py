@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from speculative.base import Drafts, Int32
-from speculative.suffix.settings import PAGE, SuffixSettings
+from speculative.suffix.settings import PAGE, SPARED, SuffixSettings
 
-SPARED = 4  # pages that one new page may spare under "lru"
+
 
 Match = tuple[int, list[int]]
 Draft = tuple[list[int], float]
