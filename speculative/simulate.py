@@ -16,7 +16,7 @@ from typing import Any
 from speculative.base import Proposer
 from speculative.cost import CostTable
 from speculative.replay import Outcome, Replay
-from speculative.suffix import SuffixSettings, SuffixTwin
+from speculative.suffix import SuffixProposer, SuffixSettings
 from speculative.traces import WANTED, Tokenizer, Trace, TraceError, read
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -36,9 +36,14 @@ class _Bad(ValueError):
     """What was asked for cannot be done; the message is for the user."""
 
 
-def main(
-    arguments: Sequence[str] | None = None, make: Callable[[SuffixSettings], Proposer] = SuffixTwin
-) -> int:
+def _suffix(settings: SuffixSettings) -> Proposer:
+    """Compiled beforehand, so that compilation is in no figure."""
+    proposer = SuffixProposer(settings)
+    proposer.warm()
+    return proposer
+
+
+def main(arguments: Sequence[str] | None = None, make: Callable[[SuffixSettings], Proposer] = _suffix) -> int:
     """Runs the command; 0, or 2 where something was asked for that cannot be done.
 
     Args:

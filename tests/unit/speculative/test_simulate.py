@@ -184,3 +184,13 @@ def test_bad_files(tmp_path, capsys):
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
     assert simulate(tmp_path / "binary.jsonl") == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_fast_one_plays_as_its_twin(traces, tmp_path):
+    figures = []
+    for number, arguments in enumerate(({}, {"make": SuffixTwin})):
+        out = tmp_path / f"{number}.json"
+        assert main([str(traces), "--passes", "2", "--whole", "--json", str(out)], **arguments) == 0
+        rows = json.loads(out.read_text())["rows"]
+        figures.append([[row[name] for name in ("accept_length", "draft_tokens", "widths")] for row in rows])
+    assert figures[0] == figures[1]
