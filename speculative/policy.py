@@ -141,6 +141,11 @@ class Picked:
     scores: Float32
 
     @classmethod
+    def none(cls, rows: int) -> "Picked":
+        """No draft for any of `rows` requests."""
+        return cls(np.zeros(rows, np.int8), np.zeros(rows, np.int32), np.zeros(rows, np.float32))
+
+    @classmethod
     def all_of(cls, source: Source, lengths: Int32, scores: Float32) -> "Picked":
         """Every draft is from one source."""
         return cls(np.where(lengths > 0, np.int8(source), np.int8(Source.NONE)), lengths, scores)

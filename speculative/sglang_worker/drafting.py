@@ -5,14 +5,16 @@ Most steps need not know them: the index is asked with the tokens at hand, and o
 a wider step does the host wait for the step in flight, take its tokens in, and ask again.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from speculative.base import Drafts
+from speculative.metrics import Statistics
 from speculative.policy import Picked, Policy, Source
 from speculative.requests import Requests
 
@@ -41,11 +43,13 @@ class Plan:
         width: tokens a request; 1 for plain decode.
         drafts: of the suffix index.
         picked: whose draft each request gets.
+        seconds: spent on finding drafts, and on waiting for the step before.
     """
 
     width: int
     drafts: Drafts
     picked: Picked
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 class Drafting:
@@ -59,11 +63,12 @@ class Drafting:
         head_seconds: time of the head's draft.
         wait_seconds: what a step loses by waiting for the one before.
         bar: see `Policy.pick`.
+        statistics: counts every decode step; None: nobody does.
     """
 
     def __init__(
         self, requests: Requests, policy: Policy, *, suffix: bool, head_tokens: int, head_seconds: float = 0.0,
-        wait_seconds: float = 0.0, bar: float | None = None,
+        wait_seconds: float = 0.0, bar: float | None = None, statistics: Statistics | None = None,
     ) -> None:  # fmt: skip
         self._requests = requests
         self._policy = policy
@@ -72,14 +77,20 @@ class Drafting:
         self._head_seconds = head_seconds
         self._wait_seconds = wait_seconds
         self._bar = bar
+        self._statistics = statistics
+        self._waited = 0.0
         self._launched: _Launched | None = None
-        self._judged: deque[Plan | None] = deque()
+        self._judged: deque[Plan] = deque()
 
-    def plan(self, batch: Any) -> Plan | None:
-        """What the next decode step of SGLang's `ScheduleBatch` verifies; None: plain decode."""
-        plan = None
-        if self._policy.limit(len(batch.reqs)) and not batch.sampling_info.has_custom_logit_processor:
-            plan = self._plan(batch.reqs)
+    def plan(self, batch: Any) -> Plan:
+        """What the next decode step of SGLang's `ScheduleBatch` verifies; of width 1: nothing, it decodes."""
+        started, self._waited = time.perf_counter(), 0.0
+        rows = len(batch.reqs)
+        plan = Plan(1, Drafts.nothing(rows), Picked.none(rows))
+        if self._policy.limit(rows) and not batch.sampling_info.has_custom_logit_processor:
+            plan = self._plan(batch.reqs) or plan
+        drafting = time.perf_counter() - started - self._waited
+        plan = replace(plan, seconds=(drafting, self._waited))
         self._judged.append(plan)
         return plan
 
@@ -95,9 +106,12 @@ class Drafting:
         Args:
             accepted: draft tokens accepted, by row.
         """
-        plan = self._judged.popleft()
-        if plan is not None:
-            self._policy.observe(plan.picked, plan.width, np.array(accepted, np.int32))
+        plan, counts = self._judged.popleft(), np.array(accepted, np.int32)
+        if plan.width > 1:
+            self._policy.observe(plan.picked, plan.width, counts)
+        if self._statistics is not None:
+            draft, wait = plan.seconds
+            self._statistics.observe(plan.picked, plan.width, counts, draft=draft, wait=wait)
 
     def _plan(self, requests: Sequence[Any]) -> Plan | None:
         rows = len(requests)
@@ -131,8 +145,10 @@ class Drafting:
             return {}
         step = self._launched
         assert step is not None
+        started = time.perf_counter()
         if step.result.copy_done is not None:
             step.result.copy_done.synchronize()
+        self._waited += time.perf_counter() - started
         tokens = step.result.next_token_ids.tolist()
         if step.before is not None:
             return {rid: [token] for rid, token in zip(step.rids, tokens, strict=True)}

@@ -1,7 +1,6 @@
 """The draft head on this rank: its part of the checkpoint, its graphs, its drafts."""
 
-import logging
-import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +8,11 @@ import torch
 from arctic_sglang.compat import vendor
 from speculative.settings import SpeculationSettings
 from speculative.speculators import VocabShard, load
+from speculative.speculators.drafter import Drafter, gather_over
 
-Drafter = object
-
-logger = logging.getLogger(__name__)
+# Larger batches are drafted without a graph; the policy has long stopped drafting for them.
+LARGEST_GRAPH = 64
 MEASURED_ROWS = 8
-REPEATS = 5
 
 
 class Head:
@@ -33,54 +31,47 @@ class Head:
     def load(cls, settings: SpeculationSettings, args: Any, runner: Any) -> "Head":
         """Reads the checkpoint; with tensor parallelism each rank keeps its part of the vocabulary.
 
+        Args:
+            settings: which head.
+            args: SGLang's arguments.
+            runner: of the model.
+
         Raises:
-            ValueError: the checkpoint does not fit the model.
+            ValueError: the checkpoint cannot be read, or does not fit the model.
         """
         group = vendor.get_tp_group()
-        shard = VocabShard(group.rank_in_group, group.world_size) if group.world_size > 1 else None
-        speculator = load(
-            settings.head_path, dtype=runner.dtype, device=runner.device, shard=shard, gather=_gather(group)
+        parts = group.world_size
+        shard = VocabShard(group.rank_in_group, parts) if parts > 1 else None
+        folder = _folder(settings.head_path, args.speculative_draft_model_revision)
+        speculator = load(folder, dtype=runner.dtype, device=runner.device, shard=shard)
+        _check(speculator.config, runner.model_config, settings)
+        drafter = Drafter(
+            speculator,
+            max_batch=min(args.max_running_requests or LARGEST_GRAPH, LARGEST_GRAPH),
+            gather=gather_over(group.device_group) if parts > 1 else None,
         )
-        config, model = speculator.config, runner.model_config
-        for name, ours, theirs in (
-            ("hidden size", config.input_hidden_dim, model.hidden_size),
-            ("vocabulary", config.vocab_size, model.vocab_size),
-        ):
-            if ours != theirs:
-                msg = (
-                    f"--speculative-draft-model-path {settings.head_path}: the head's {name} is {ours}, the model's is "
-                    f"{theirs}; the head was trained for another model"
-                )
-                raise ValueError(msg)
-        tokens = settings.head_tokens or config.n_predict
-        if not 1 <= tokens < settings.width:
-            msg = (
-                f"--speculative-num-steps is {tokens}: the head's drafts must be from 1 to {settings.width - 1} tokens "
-                "(--speculative-num-draft-tokens less one)"
-            )
-            raise ValueError(msg)
-        return cls(Drafter(speculator, args.max_running_requests or 0), tokens)
+        return cls(drafter, settings.head_tokens or speculator.config.n_predict)
 
     def prepare(self, rows: int) -> float:
-        """Captures the head's graphs for batches up to `rows`, and returns the seconds of a small one's draft."""
-        self._drafter.capture(rows, self.tokens)
-        device = self._drafter.device
-        if torch.device(device).type != "cuda":
-            return 0.0
-        hidden, tokens = self._drafter.example(min(rows, MEASURED_ROWS))
-        self._drafter.draft(hidden, tokens, self.tokens)
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(REPEATS):
-            self._drafter.draft(hidden, tokens, self.tokens)
-        torch.cuda.synchronize()
-        return (time.perf_counter() - started) / REPEATS
-
-    def fill(self, drafted: torch.Tensor, rows: torch.Tensor, relay: Any) -> torch.Tensor:
-        """Puts the head's drafts where there are none of the index.
+        """Captures the head's graphs.
 
         Args:
-            drafted: int64 [requests, width - 1].
+            rows: of the largest step.
+
+        Returns:
+            Seconds of a small batch's draft; 0 on a CPU, where the time is the model's own.
+        """
+        self._drafter.capture(steps=self.tokens)
+        times = (
+            self._drafter.measure(min(rows, MEASURED_ROWS), self.tokens) if torch.cuda.is_available() else {}
+        )
+        return min(times.values()) / 1e3 if times else 0.0
+
+    def fill(self, drafted: torch.Tensor, rows: torch.Tensor, relay: Any) -> torch.Tensor:
+        """Puts the head's drafts where they are wanted.
+
+        Args:
+            drafted: int64 [requests, width - 1], the suffix index's drafts.
             rows: bool [requests], where the head's draft goes.
             relay: the last tokens and their hidden states.
 
@@ -93,5 +84,43 @@ class Head:
         return torch.cat([front, drafted[:, count:]], dim=1)
 
 
-def _gather(group: Any) -> Any:
-    return None if group.world_size == 1 else group.all_gather
+def _check(config: Any, model: Any, settings: SpeculationSettings) -> None:
+    pairs = (
+        ("hidden size", config.input_hidden_dim, model.hidden_size),
+        ("vocabulary", config.vocab_size, model.vocab_size),
+    )
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            msg = (
+                f"--speculative-draft-model-path {settings.head_path}: the head's {name} is {ours}, the model's is "
+                f"{theirs}; the head was trained for another model"
+            )
+            raise ValueError(msg)
+    tokens = settings.head_tokens or config.n_predict
+    most = settings.width - 1
+    if not config.tie_weights:
+        most = min(most, config.n_predict)
+    if not 1 <= tokens <= most:
+        msg = (
+            f"--speculative-num-steps is {tokens}: this head drafts from 1 to {most} tokens (its own n_predict where "
+            "its steps share no weights, and one less than --speculative-num-draft-tokens)"
+        )
+        raise ValueError(msg)
+
+
+def _folder(path: str | None, revision: str | None) -> Path:
+    """The checkpoint's folder, fetched from the hub if it is not one here."""
+    folder = Path(str(path))
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        msg = (
+            f"--speculative-draft-model-path {path}: there is no such folder, and it cannot be fetched from the hub "
+            f"({type(error).__name__}: {error})"
+        )
+        raise ValueError(msg) from error

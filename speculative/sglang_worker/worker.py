@@ -1,12 +1,14 @@
 """The worker that SGLang's scheduler calls for every step."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from arctic_sglang.compat import vendor
 from speculative.cost import CostTable
+from speculative.metrics import Collectors, Statistics
 from speculative.policy import Policy
 from speculative.requests import Requests
 from speculative.settings import SpeculationSettings
@@ -21,6 +23,9 @@ logger = logging.getLogger(__name__)
 # What the GPU stands idle for when a step waits for the one before: reading its tokens, asking the index,
 # launching. The policy weighs it against the tokens that a draft promises.
 WAIT_SECONDS = 5e-4
+# Tokens of a prompt's end that are remembered with its response, so that the same question is known from its
+# first token on.
+PROMPT_TAIL = 8
 
 
 class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
@@ -35,6 +40,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         self.device = server_args.device
         self._target_worker = target_worker
         self._runner = target_worker.model_runner
+        self._rank = ps.tp_rank
         self._settings = SpeculationSettings.of(vars(server_args))
         self._head: Head | None = None
         if self._settings.head_path is not None:
@@ -75,6 +81,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
             suffix=settings.suffix, head_tokens=self._head.tokens if self._head is not None else 0,
             head_seconds=head_seconds, bar=settings.bar,
             wait_seconds=0.0 if self.server_args.disable_overlap_schedule else WAIT_SECONDS,
+            statistics=Statistics(self._widths.available, log=self._log(), collectors=self._collectors()),
         )  # fmt: skip
 
     def forward_batch_generation(
@@ -139,7 +146,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
     def _decode(self, batch: Any, barrier: Any) -> Any:
         relay = batch.spec_info
         plan = self._drafting.plan(batch)
-        if plan is None:
+        if plan.width == 1:
             return verify.decode(batch, self._target_worker, relay, barrier)
         tokens, limits = self._drafts(plan, relay)
         with self._widths.use(plan.width):
@@ -152,6 +159,15 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         if self._head is not None and staged.from_head is not None:
             drafted = self._head.fill(drafted, staged.from_head, relay)
         return torch.cat([relay.bonus_tokens.to(torch.int64)[:, None], drafted], dim=1), staged.limits
+
+    def _log(self) -> Callable[[str], None] | None:
+        return logger.info if self._rank == 0 else None
+
+    def _collectors(self) -> Collectors | None:
+        args = self.server_args
+        if not args.enable_metrics or (self._rank and not args.enable_metrics_for_all_schedulers):
+            return None
+        return Collectors({"model_name": args.served_model_name, "tp_rank": str(self._rank)})
 
     def _cost_table(self) -> CostTable:
         measured = self._widths.measure()
@@ -179,5 +195,5 @@ def suffix_settings(args: Any, longest: int) -> SuffixSettings:
     return SuffixSettings(
         max_depth=args.suffix_max_depth, max_spec_factor=args.suffix_max_spec_factor,
         max_spec_offset=args.suffix_max_spec_offset, min_token_prob=args.suffix_min_token_prob, max_draft=longest,
-        capacity_tokens=args.suffix_cache_tokens,
+        capacity_tokens=args.suffix_cache_tokens, prompt_tail=min(PROMPT_TAIL, args.suffix_max_depth),
     )  # fmt: skip

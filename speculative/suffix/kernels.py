@@ -341,9 +341,7 @@ def _path(
 
 @_compiled
 def _budget(params: Params, length: int, limit: int) -> int:
-    return max(
-        0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6))
-    )
+    return max(0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6)))
 
 
 @_compiled
