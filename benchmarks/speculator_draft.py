@@ -3,7 +3,7 @@
 For each batch size and each way to draft (see `speculative/speculators/drafter.py`): milliseconds of the CUDA graph
 that makes the whole draft, the bytes of weights it reads, and that as a share of the memory's speed, which is measured
 by copying. `call_ms` is `Drafter.draft` in the way that is chosen, with its copies into the graph's inputs.
-With `--sweep` every tiling of the kernel is timed for the head alone, more of them than `products.TILINGS`.
+With `--sweep` every tiling of the kernel is timed for the head alone, more of them than are tried at a start.
 
     python benchmarks/speculator_draft.py                # on a GPU
     python benchmarks/speculator_draft.py --tiny         # small sizes; without a GPU this shows that it runs, no more
@@ -23,7 +23,10 @@ import torch
 from speculative.speculators import SpeculatorConfig, build
 from speculative.speculators.drafter import Drafter
 from speculative.speculators.modules import LstmSpeculator
-from speculative.speculators.products import Tiling, Weight, candidates_kernel, quantise, time_tiling
+from speculative.speculators.products import Weight, candidates_kernel, quantise
+from speculative.speculators.screen import nominate_kernel, screen_of
+from speculative.speculators.tiling import Tiling, rows_block
+from speculative.speculators.tiling import milliseconds as tiling_time
 
 SHAPES = {"llama-3.1-8b": (4096, 4096, 128256), "tiny": (64, 64, 1000)}
 SWEEP = [
@@ -72,10 +75,15 @@ def head(shape: str, device: torch.device) -> LstmSpeculator:
     return speculator.eval().requires_grad_(False)
 
 
-def weight_bytes(speculator: LstmSpeculator, steps: int, scale: float) -> int:
-    """Of the heads and projections that a draft reads; embeddings are rows."""
+# Bytes of a weight of the head, and of one of the projections.
+BYTES = {"matmul": (2, 2), "fused": (2, 2), "float8": (1, 1), "screened": (0.5, 1)}
+
+
+def weight_bytes(speculator: LstmSpeculator, steps: int, way: str) -> int:
+    """Of the heads and projections that a draft reads; embeddings, scales and what is checked are little."""
+    head, proj = BYTES[way]
     first, later = (layer.weight.numel() for layer in speculator.proj)
-    return int(scale * (steps * speculator.head_weight(0).numel() + first + (steps - 1) * later))
+    return int(head * steps * speculator.head_weight(0).numel() + proj * (first + (steps - 1) * later))
 
 
 def drafts(
@@ -91,7 +99,7 @@ def drafts(
         if device.type == "cuda":
             drafter.capture([batch], steps)
             for way, ms in drafter.measure(batch, steps, repeats).items():
-                read = weight_bytes(speculator, steps, 1 if way == "float8" else 2)
+                read = weight_bytes(speculator, steps, way)
                 share = read / ms * 1e3 / speed
                 row[way] = {
                     "ms": round(ms, 4),
@@ -105,22 +113,23 @@ def drafts(
     return rows
 
 
-def sweep(speculator: LstmSpeculator, batches: list[int], repeats: int) -> list[dict[str, Any]]:
-    """The head alone, by the kernel: the best tilings of each batch size and type of weights."""
+def sweep(speculator: LstmSpeculator, batches: list[int]) -> list[dict[str, Any]]:
+    """The head's kernels alone: the best tilings of each batch size and type of weights."""
     weight, rows = speculator.head_weight(0), []
-    for held in (quantise(weight), Weight(weight)):
-        for batch in sorted({max(16, 1 << (batch - 1).bit_length()) for batch in batches}):
-            x = torch.randn(batch, weight.shape[1], device=weight.device)
-            x = x.half() if held.in_8_bits else x.to(weight.dtype)
-            times = {tiling: time_tiling(x, held, tiling, repeats) for tiling in SWEEP}
+    lean, nominating = quantise(weight), screen_of(weight)
+    for batch in sorted({rows_block(batch) for batch in batches}):
+        plain = torch.randn(batch, weight.shape[1], device=weight.device).to(weight.dtype)
+        half = plain.half()
+        for name, run in {
+            "float8": lambda tiling, x=half: candidates_kernel(x, lean, 0, tiling),
+            "fused": lambda tiling, x=plain: candidates_kernel(x, Weight(weight), 0, tiling),
+            "screened": lambda tiling, x=half: nominate_kernel(x, nominating, tiling),
+        }.items():
+            times = {tiling: tiling_time(run, tiling) for tiling in SWEEP}
             best = sorted(times, key=times.__getitem__)[:8]
-            rows.append({
-                "batch": batch,
-                "weights": str(held.values.dtype).removeprefix("torch."),
-                "ms": {f"{t.outputs}x{t.width} warps {t.warps} stages {t.stages}": round(times[t], 4) for t in best},
-            })  # fmt: skip
+            found = {f"{t.outputs}, {t.width}, {t.warps}, {t.stages}": round(times[t], 4) for t in best}
+            rows.append({"batch": batch, "way": name, "ms_by_tiling": found})
             print(rows[-1], flush=True)
-            assert candidates_kernel(x, held, 0, best[0]).shape[0] == batch
     return rows
 
 
@@ -148,7 +157,7 @@ def main() -> None:
         "drafts": drafts(speculator, options.batches, options.steps, options.repeats, speed),
     }
     if options.sweep and device.type == "cuda":
-        content["sweep"] = sweep(speculator, options.batches, 10)
+        content["sweep"] = sweep(speculator, options.batches)
     name = "speculator_draft" if shape != "tiny" else "speculator_draft_tiny"
     common.write(name, content, options.out, options.commit)
 

@@ -114,8 +114,12 @@ class Probes:
         self.paid()
 
     def paid(self) -> None:
-        """It paid: the next refusals are counted from the beginning."""
+        """It was not refused: the next refusals are counted from the beginning."""
         self._pause, self._refused = self._first, 0
+
+    def hit(self) -> None:
+        """A try came out well: the next one soon, until what is observed says the same."""
+        self._pause = 1
 
     def due(self) -> bool:
         """Counts a refusal; True when this one should be tried all the same."""
@@ -175,6 +179,7 @@ class Policy:
         self._yield = Yield(table.widths, self.longest)
         self._calibration = Calibration(self.longest)
         self._probes = {source: Probes() for source in Source}
+        self._head_probes = False  # the head runs this step to see whether it pays again
         self._factors = self._calibration.factors()
         self._limits = [self._limit(batch) for batch in range(self._max_batch + 1)]
 
@@ -211,7 +216,9 @@ class Policy:
         )
 
     def head_pays(self, batch: int, tokens: int, seconds: float) -> bool:
-        """Whether to run the draft head this step; counts a step in which it does not.
+        """Whether to run the draft head this step; counts a step in which it does not. Call it before `choose`.
+
+        Where it runs although it does not seem to pay, `choose` has its draft checked.
 
         Args:
             batch: requests.
@@ -221,7 +228,9 @@ class Policy:
         if self.limit(batch) == 0:
             return False
         yields = batch * self._head_tokens(tokens).astype(np.int64)
-        return self._try(batch, yields, seconds, self._probes[Source.HEAD]).width > 1
+        choice = self._try(batch, yields, seconds, self._probes[Source.HEAD])
+        self._head_probes = choice.probing
+        return choice.width > 1
 
     def choose(self, drafts: Picked, overhead: float = 0.0) -> Choice:
         """The width for this step; counts a step in which drafts are refused. Call it once a step.
@@ -233,6 +242,9 @@ class Policy:
         """
         if not drafts.lengths.any() or self.limit(len(drafts.lengths)) == 0:
             return Choice(1)
+        if self._head_probes:
+            self._head_probes = False
+            return Choice(self.width(drafts, overhead, probing=True), probing=True)
         batch, yields = len(drafts.lengths), self._tokens(drafts).sum(axis=0, dtype=np.int64)
         return self._try(batch, yields, overhead, self._probes[Source.SUFFIX])
 
@@ -266,6 +278,15 @@ class Policy:
         chances = self._yield.chances(drafts.lengths, drafts.scores)
         self._calibration.observe(keys, chances, accepted, trials)
         self._factors = self._calibration.factors()
+        if width > 1:
+            self._reward(np.bincount(drafts.sources, accepted, len(Source)), len(accepted), width)
+
+    def _reward(self, accepted: NDArray[np.float64], batch: int, width: int) -> None:
+        seconds = self.table.at(batch)
+        more = seconds[self.table.widths.index(width)] / seconds[0]
+        for source in (Source.SUFFIX, Source.HEAD):
+            if batch + accepted[source] > batch * more:
+                self._probes[source].hit()
 
     def _best(self, batch: int, yields: NDArray[np.int64], overhead: float, probing: bool = False) -> int:
         seconds = self.table.at(batch) + overhead

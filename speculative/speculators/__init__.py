@@ -2,7 +2,8 @@
 
 config, layout, shard   a checkpoint's config, its tensors' names, parts of the vocabulary (pure)
 modules                 LSTM, RNN and MLP in torch          checkpoint   load and save, Snowflake's format
-gates, products         kernels in Triton, and their twins  drafter      drafting for a batch, as one CUDA graph
+gates, products, screen, tiling   kernels in Triton, and their twins
+drafter                 drafting for a batch, as one CUDA graph
 """
 
 from speculative.speculators.checkpoint import load, save

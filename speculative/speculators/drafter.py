@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from speculative.speculators import products, screen
 from speculative.speculators.modules import LstmSpeculator, Speculator
 from speculative.speculators.products import (
     MAX_BATCH,
@@ -20,12 +21,13 @@ from speculative.speculators.products import (
     product,
     quantise,
     settle,
-    tune,
 )
+from speculative.speculators.screen import Screen, screen_of, screened
+from speculative.speculators.tiling import rows_block
 
-Float8 = Literal["auto", "on", "off"]
 Gather = Callable[[Tensor], Tensor]
-Way = Literal["matmul", "fused", "float8"]
+Way = Literal["matmul", "fused", "float8", "screened"]
+WAYS: tuple[Way, ...] = ("matmul", "fused", "float8", "screened")
 
 _FLOAT8_CAPABILITY = (8, 9)
 _MEASURED_REPLAYS = 10
@@ -55,7 +57,7 @@ def gather_over(group: distributed.ProcessGroup) -> Gather:
 class _Weights:
     """The weights of a way to draft: a head for every step, and an LSTM's projections unless torch multiplies them."""
 
-    head: Sequence[Weight]
+    head: Sequence[Weight | Screen]
     proj: Sequence[Weight] | None
     dtype: torch.dtype
 
@@ -70,21 +72,28 @@ class _Graph:
 class Drafter:
     """Drafts with a head. Not for several threads at once: it owns the buffers that its graphs read.
 
-    There are three ways to a draft. `matmul`: torch's products and argmax; the twin of the others, and the way on the
-    CPU, without graphs and for large batches. `fused`: the argmax within the head's product, weights as they are.
-    `float8`: the same with the head, and an LSTM's projections, in float8 beside the originals, activations in float16.
-    On a GPU each batch size is captured in the ways that are possible, and the fastest stays.
+    There are four ways to a draft:
+
+    - `matmul`: torch's products and argmax. The twin of the others, and the way on the CPU and for large batches;
+    - `fused`: the argmax within the head's product, weights as they are;
+    - `float8`: the same with the head, and an LSTM's projections, in float8, activations in float16;
+    - `screened`: the head in 4 bits, checked with the head itself (see `screen`), projections in float8. Ranks agree,
+      but since each checks nominees of its own, a sharded head may draft better than a whole one.
+
+    On a GPU the first graph of every kernel size (to 16 rows, 32, 64, 128) is made in all ways, and the fastest stays.
+    Ranks may find different ones: they still draft the same, since each token comes out of a gather.
 
     Args:
         speculator: in `eval`, on its device. With a shard `gather` is needed.
         max_batch: the largest batch that gets a graph; larger ones are drafted step by step.
         gather: from int64 `[batch]` of this rank to those of all ranks, `[ranks * batch]` or `[ranks, batch]`, any
             order of ranks; see `gather_over`. Every rank must then draft and capture the same batches.
-        float8: "auto": where it is measured to be faster; "on": for all batches up to `products.MAX_BATCH`; "off".
+        ways: that drafts may be made in; None: all that are possible, on the CPU `matmul`. Beyond `MAX_BATCH` of
+            `products` it is always `matmul`.
         graphs: False: no CUDA graphs.
 
     Raises:
-        ValueError: the vocabulary is sharded and there is no `gather`, or float8 is "on" where it cannot be.
+        ValueError: the vocabulary is sharded and there is no `gather`, or a way is asked for that is not possible.
     """
 
     def __init__(
@@ -93,35 +102,38 @@ class Drafter:
         *,
         max_batch: int = 64,
         gather: Gather | None = None,
-        float8: Float8 = "auto",
+        ways: Sequence[Way] | None = None,
         graphs: bool = True,
     ) -> None:
-        if speculator.shard.size > 1 and gather is None:
-            shard = speculator.shard
+        shard = speculator.shard
+        if shard.size > 1 and gather is None:
             msg = f"the head holds part {shard.rank} of {shard.size} of the vocabulary: give a gather"
             raise ValueError(msg)
         self._speculator = speculator
         self._config = speculator.config
-        self._first = speculator.shard.tokens(self._config.vocab_size).start
+        self._first = shard.tokens(self._config.vocab_size).start
         self._gather = gather
         weight = speculator.head_weight(0)
         self._device, self._dtype = weight.device, weight.dtype
-        self._on_gpu = self._device.type == "cuda"
-        self._graphs_wanted = graphs and self._on_gpu
+        self._graphs_wanted = graphs and self._device.type == "cuda"
         self._sizes = buckets(max_batch)
         self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._fastest: dict[int, Way] = {}
         self._inputs: dict[torch.dtype, Tensor] = {}
         self._tokens = torch.zeros(max_batch, dtype=torch.int64, device=self._device)
         self._pool: tuple[int, int] | None = None
-        self._ways = self._possible(float8)
-        self._weights = {way: self._prepare(way) for way in self._ways}
-        self._only_float8 = float8 == "on"
+        self._ways = self._possible() if ways is None else self._wanted(ways)
+        self._weights = self._prepare()
 
     @property
-    def float8_bytes(self) -> int:
-        """Memory of the weights in float8, which come on top of the originals."""
-        held = self._weights.get("float8")
-        return sum(w.bytes for w in (*held.head, *(held.proj or ()))) if held else 0
+    def extra_bytes(self) -> int:
+        """Memory of the weights in 4 and 8 bits, which come on top of the originals."""
+        lean = {
+            id(w): w
+            for way in self._weights
+            for w in (*self._weights[way].head, *(self._weights[way].proj or ()))
+        }
+        return sum(w.bytes for w in lean.values() if isinstance(w, Screen) or w.in_8_bits)
 
     def way(self, batch: int, steps: int | None = None) -> Way:
         """How a batch of this size is drafted by now: see the class."""
@@ -164,8 +176,9 @@ class Drafter:
     ) -> None:
         """Makes the graphs of these batch sizes, or all, that are not there yet; nothing without graphs.
 
-        Without a `gather` a missing graph is made by the first draft that needs it. With one this has to be called, by
-        all ranks alike; batch sizes without a graph are then drafted step by step.
+        To be called at a start: kernels are compiled and timed, which may take a minute. Without a `gather` a missing
+        graph is made by the first draft that needs it; with one all ranks have to call this alike, and batch sizes
+        without a graph are drafted step by step.
 
         Args:
             batches: sizes, each standing for the next larger one that graphs are made for.
@@ -177,9 +190,14 @@ class Drafter:
         steps = self._steps(steps)
         sizes = {self._size(batch) for batch in (self._sizes if batches is None else batches)}
         for size in sorted(sizes, reverse=True):  # smaller graphs fit into the memory of larger ones
-            if (size, steps) not in self._graphs:
-                made = [self._capture(way, size, steps, stream) for way in self._ways_of(size)]
-                self._graphs[size, steps] = made[0] if len(made) == 1 else min(made, key=self._time)
+            if (size, steps) in self._graphs:
+                continue
+            found = self._fastest.get(rows_block(size))
+            made = [
+                self._capture(way, size, steps, stream) for way in ([found] if found else self._ways_of(size))
+            ]
+            best = made[0] if len(made) == 1 else min(made, key=self._time)
+            self._graphs[size, steps], self._fastest[rows_block(size)] = best, best.way
 
     def _steps(self, steps: int | None) -> int:
         steps = self._config.n_predict if steps is None else steps
@@ -190,41 +208,42 @@ class Drafter:
         at = bisect_left(self._sizes, batch)
         return self._sizes[at] if at < len(self._sizes) else batch
 
-    def _possible(self, float8: Float8) -> list[Way]:
-        short = self._dtype in (torch.float16, torch.bfloat16)
-        able = short and (
-            not self._on_gpu or torch.cuda.get_device_capability(self._device) >= _FLOAT8_CAPABILITY
-        )
-        if float8 == "on":
-            if not able:
-                msg = (
-                    f"a draft head in float8 was asked for; it needs weights in 16 bits (these are {self._dtype})"
-                    " and, on a GPU, compute capability 8.9 or more; take float8='auto'"
-                )
-                raise ValueError(msg)
-            return ["matmul", "float8"]
-        if not self._on_gpu or not short:
+    def _possible(self, *, on_gpu_alone: bool = True) -> list[Way]:
+        on_gpu = self._device.type == "cuda"
+        if self._dtype not in (torch.float16, torch.bfloat16) or (on_gpu_alone and not on_gpu):
             return ["matmul"]
-        return ["matmul", "fused", "float8"] if able and float8 == "auto" else ["matmul", "fused"]
+        if on_gpu and torch.cuda.get_device_capability(self._device) < _FLOAT8_CAPABILITY:
+            return ["matmul", "fused"]
+        return list(WAYS) if self._config.state_dim % 4 == 0 else list(WAYS[:3])
+
+    def _wanted(self, ways: Sequence[Way]) -> list[Way]:
+        possible = self._possible(on_gpu_alone=False)
+        if not ways or not set(ways) <= set(possible):
+            msg = (
+                f"ways to draft {list(ways)} were asked for; possible are {possible}, and all of {list(WAYS)} with"
+                " weights in 16 bits, a width of a multiple of 4 and, on a GPU, compute capability 8.9 or more"
+            )
+            raise ValueError(msg)
+        return [way for way in WAYS if way in ways]
 
     def _ways_of(self, batch: int) -> list[Way]:
-        """The ways to be measured for a batch of this size; where float8 is "on" it is the only one."""
-        if batch > MAX_BATCH:
-            return ["matmul"]
-        return ["float8"] if self._only_float8 else self._ways
+        return ["matmul"] if batch > MAX_BATCH else self._ways
 
     def _eager_way(self, batch: int) -> Way:
-        return "float8" if self._ways_of(batch) == ["float8"] else "matmul"
+        ways = self._ways_of(batch)
+        return ways[0] if len(ways) == 1 else "matmul"
 
-    def _prepare(self, way: Way) -> _Weights:
-        head = [layer.weight.detach() for layer in self._speculator.head]
-        lstm = isinstance(self._speculator, LstmSpeculator)
-        if way != "float8":
-            return _Weights([Weight(weight) for weight in head], None, self._dtype)
-        if not lstm:
-            return _Weights([quantise(weight) for weight in head], None, self._dtype)
-        proj = [quantise(layer.weight) for layer in self._speculator.proj]
-        return _Weights([quantise(weight) for weight in head], proj, torch.float16)
+    def _prepare(self) -> dict[Way, _Weights]:
+        heads = [layer.weight.detach() for layer in self._speculator.head]
+        whole = _Weights([Weight(weight) for weight in heads], None, self._dtype)
+        made: dict[Way, _Weights] = {"matmul": whole, "fused": whole}
+        lean: dict[Way, Callable[[Tensor], Weight | Screen]] = {"float8": quantise, "screened": screen_of}
+        proj, dtype = None, self._dtype
+        if isinstance(self._speculator, LstmSpeculator) and not lean.keys().isdisjoint(self._ways):
+            proj, dtype = [quantise(layer.weight) for layer in self._speculator.proj], torch.float16
+        for way in lean.keys() & set(self._ways):
+            made[way] = _Weights([lean[way](weight) for weight in heads], proj, dtype)
+        return made
 
     @torch.no_grad()
     def _body(self, way: Way, hidden: Tensor, tokens: Tensor, drafted: Tensor) -> None:
@@ -240,23 +259,24 @@ class Drafter:
             last = drafted[:, index]
             self._pick(way, weights.head[min(index, len(weights.head) - 1)], state.output, last)
 
-    def _pick(self, way: Way, head: Weight, output: Tensor, out: Tensor) -> None:
+    def _pick(self, way: Way, head: Weight | Screen, output: Tensor, out: Tensor) -> None:
         """Writes the likeliest tokens of all shards into `out` int64 `[batch]`."""
-        if way == "matmul":
+        if isinstance(head, Screen):
+            parts = screened(output.half(), head, self._first)
+        elif way == "matmul":
             logits = functional.linear(output, head.values)
             if self._gather is None:
                 out.copy_(logits.argmax(-1))
                 return
-            values, at = logits.max(-1)
-            mine = pack(values, at + self._first)
+            values, at = logits.max(-1, keepdim=True)
+            parts = pack(values, at + self._first)
         else:
             parts = candidates(output.half() if head.in_8_bits else output, head, self._first)
-            if self._gather is None:
-                settle(parts, out)
-                return
+        if self._gather is not None:
             mine = parts.new_empty(len(output))
             settle(parts, mine, ids=False)
-        settle(self._gather(mine).reshape(-1, len(output)).T, out)
+            parts = self._gather(mine).reshape(-1, len(output)).T
+        settle(parts, out)
 
     def _eager(self, hidden: Tensor, tokens: Tensor, steps: int) -> Tensor:
         way = self._eager_way(len(tokens))
@@ -273,9 +293,8 @@ class Drafter:
         drafted = torch.zeros(size, steps, dtype=torch.int64, device=self._device)
         if way != "matmul":
             self._tune(weights, size)
-        self._body(
-            way, hidden, tokens, drafted
-        )  # kernels are compiled and libraries set up outside the graph
+        # Kernels are compiled and libraries set up outside the graph.
+        self._body(way, hidden, tokens, drafted)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.
@@ -285,9 +304,15 @@ class Drafter:
         return _Graph(graph, way, drafted)
 
     def _tune(self, weights: _Weights, size: int) -> None:
-        for weight in {id(w.values): w for w in (*weights.head, *(weights.proj or ()))}.values():
-            dtype = torch.float16 if weight.in_8_bits else weights.dtype
-            tune(torch.zeros(size, weight.values.shape[1], dtype=dtype, device=self._device), weight)
+        def activations(width: int, *, half: bool) -> Tensor:
+            dtype = torch.float16 if half else weights.dtype
+            return torch.zeros(size, width, dtype=dtype, device=self._device)
+
+        for weight in (*weights.head, *(weights.proj or ())):
+            if isinstance(weight, Screen):
+                screen.tune(activations(weight.exact.shape[1], half=True), weight)
+            else:
+                products.tune(activations(weight.values.shape[1], half=weight.in_8_bits), weight)
 
     def measure(
         self, batch: int, steps: int | None = None, repeats: int = _MEASURED_REPLAYS

@@ -141,7 +141,7 @@ def _normed(
     return x * scale * w + b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["token_stride"])
 def _lstm_cell(
     gates: tl.tensor, tokens: tl.tensor, embedding: tl.tensor, cell: tl.tensor, cell_weight: tl.tensor,
     cell_bias: tl.tensor, state_weight: tl.tensor, state_bias: tl.tensor, state: tl.tensor, new_cell: tl.tensor,

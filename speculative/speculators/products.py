@@ -9,14 +9,14 @@ token's id, counted backwards, in the lower. The largest is the argmax, with tie
 order in which blocks and ranks are compared.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+
+from speculative.speculators.tiling import Tiling, Tilings, rows_block
 
 FLOAT8 = torch.float8_e4m3fn
 MAX_BATCH = 128  # rows that the kernel takes at once
@@ -49,23 +49,14 @@ class Weight:
         return sum(t.numel() * t.element_size() for t in (self.values, self.scales) if t is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How the kernel goes through a weight: outputs of a block, width of a bite, warps, bites under way."""
-
-    outputs: int
-    width: int
-    warps: int
-    stages: int
-
-
-DEFAULT_TILING = Tiling(64, 64, 4, 3)  # fits into the smallest GPUs
-TILINGS = (
-    DEFAULT_TILING,
-    Tiling(64, 128, 4, 5),
-    Tiling(64, 256, 4, 4),
-    Tiling(128, 128, 4, 4),
-    Tiling(128, 128, 8, 4),
+TILINGS = Tilings(
+    (
+        Tiling(64, 64, 4, 3),  # fits into the smallest GPUs
+        Tiling(64, 128, 4, 5),
+        Tiling(64, 256, 4, 4),
+        Tiling(128, 128, 4, 4),
+        Tiling(128, 128, 8, 4),
+    )
 )
 
 
@@ -142,13 +133,13 @@ def _product_twin(x: Tensor, weight: Weight) -> Tensor:
 def product_kernel(x: Tensor, weight: Weight, tiling: Tiling | None = None) -> Tensor:
     """`product` by the kernel."""
     out = x.new_empty(len(x), len(weight.values))
-    _launch(x, weight, out, 0, tiling or chosen(x, weight), best=False)
+    _launch(x, weight, out, 0, tiling or TILINGS.chosen(x, weight.values), best=False)
     return out
 
 
 def candidates_kernel(x: Tensor, weight: Weight, first: int = 0, tiling: Tiling | None = None) -> Tensor:
     """`candidates` by the kernel."""
-    tiling = tiling or chosen(x, weight)
+    tiling = tiling or TILINGS.chosen(x, weight.values)
     parts = triton.cdiv(len(weight.values), tiling.outputs)
     out = torch.empty(len(x), parts, dtype=torch.int64, device=x.device)
     _launch(x, weight, out, first, tiling, best=True)
@@ -166,44 +157,9 @@ def settle_kernel(parts: Tensor, out: Tensor, *, ids: bool = True) -> None:
         )  # fmt: skip
 
 
-_tuned: dict[tuple, Tiling] = {}
-
-
-def chosen(x: Tensor, weight: Weight) -> Tiling:
-    """The tiling that `tune` found, or the default."""
-    return _tuned.get(_key(x, weight), DEFAULT_TILING)
-
-
-def tune(x: Tensor, weight: Weight, repeats: int = 10) -> Tiling:
-    """Times the tilings for products of such sizes and keeps the fastest. Not while a graph is captured."""
-    key = _key(x, weight)
-    if key not in _tuned:
-        times = {tiling: time_tiling(x, weight, tiling, repeats) for tiling in TILINGS}
-        _tuned[key] = min(times, key=times.__getitem__)
-    return _tuned[key]
-
-
-def _key(x: Tensor, weight: Weight) -> tuple:
-    return (x.device, x.dtype, _rows_block(len(x)), weight.values.dtype, *weight.values.shape)
-
-
-def time_tiling(x: Tensor, weight: Weight, tiling: Tiling, repeats: int) -> float:
-    """Milliseconds of the fastest call; infinite where the tiling does not fit into the GPU."""
-    try:
-        candidates_kernel(x, weight, 0, tiling)
-    except OutOfResources:
-        return float("inf")
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        candidates_kernel(x, weight, 0, tiling)
-        mark.record()
-    marks[-1].synchronize()
-    return min(before.elapsed_time(after) for before, after in itertools.pairwise(marks))
-
-
-def _rows_block(batch: int) -> int:
-    return max(triton.next_power_of_2(batch), 16)  # the least that tensor cores take
+def tune(x: Tensor, weight: Weight) -> Tiling:
+    """Finds the fastest tiling for such sizes, on a GPU; the kernel takes it from then on."""
+    return TILINGS.tune(x, weight.values, lambda tiling: candidates_kernel(x, weight, 0, tiling))
 
 
 def _launch(x: Tensor, weight: Weight, out: Tensor, first: int, tiling: Tiling, *, best: bool) -> None:
@@ -221,12 +177,12 @@ def _launch(x: Tensor, weight: Weight, out: Tensor, first: int, tiling: Tiling, 
     _product[(triton.cdiv(outputs, tiling.outputs),)](
         x, weight.values, x if weight.scales is None else weight.scales, out, batch, outputs, first,
         WIDTH=width, SCALED=weight.scales is not None, BEST=best, WHOLE=width % tiling.width == 0,
-        BLOCK_B=_rows_block(batch), BLOCK_N=tiling.outputs, BLOCK_K=tiling.width,
+        BLOCK_B=rows_block(batch), BLOCK_N=tiling.outputs, BLOCK_K=tiling.width,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "outputs", "first"])
 def _product(
     x: tl.tensor, weight: tl.tensor, scales: tl.tensor, out: tl.tensor, batch: tl.tensor, outputs: tl.tensor,
     first: tl.tensor,
@@ -268,7 +224,7 @@ def _product(
         tl.store(at, sums.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "row_stride", "out_stride"])
 def _settle(
     parts: tl.tensor, out: tl.tensor, count: tl.tensor, row_stride: tl.tensor, part_stride: tl.tensor,
     out_stride: tl.tensor, IDS: tl.constexpr, BLOCK: tl.constexpr,

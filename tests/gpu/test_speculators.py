@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import distributed
 
-from speculative.speculators import SpeculatorConfig, VocabShard, build, gates, load, products, save
-from speculative.speculators.drafter import Drafter, gather_over
-from speculative.speculators.products import DEFAULT_TILING, FLOAT8, TILINGS, Tiling, Weight
+from speculative.speculators import SpeculatorConfig, VocabShard, build, gates, load, products, save, screen
+from speculative.speculators.drafter import WAYS, Drafter, gather_over
+from speculative.speculators.products import FLOAT8, TILINGS, Weight
+from speculative.speculators.screen import Screen
+from speculative.speculators.tiling import OutOfResources, Tiling, milliseconds
 
 pytestmark = pytest.mark.gpu
 
@@ -53,16 +55,46 @@ def test_products_are_the_twins(dtype, batch, outputs, width):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT8, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@pytest.mark.parametrize("tiling", TILINGS.choice, ids=str)
 @pytest.mark.parametrize("batch", [3, 64])
 def test_every_tiling(dtype, tiling, batch):
     x, weight = whole_numbers(batch, 2051, 4096, dtype)
     try:
         parts = products.candidates_kernel(x.cuda(), on_gpu(weight), 0, tiling)
-    except products.OutOfResources:
-        assert tiling != DEFAULT_TILING
+    except OutOfResources:
+        assert tiling != TILINGS.choice[0]
         pytest.skip("does not fit into this GPU")
     assert torch.equal(parts.amax(-1).cpu(), products.candidates(x, weight)[:, 0])
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("tiling", screen.TILINGS.choice, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width"), [(1, 1037, 256), (7, 1037, 4096), (33, 700, 72), (64, 300, 1024)]
+)
+def test_screens_are_the_twins(batch, tokens, width, tiling, plain):
+    torch.manual_seed(width)
+    weight, x = torch.randint(-8, 8, (tokens, width)).half(), torch.randint(-2, 3, (batch, width)).half()
+    held = Screen(screen.screen_of(weight).codes, 2.0 ** torch.randint(-1, 2, (tokens,)), weight)
+    there = Screen(held.codes.cuda(), held.scales.cuda(), weight.cuda())
+    try:
+        nominees = screen.nominate_kernel(x.cuda(), there, tiling, plain=plain)
+    except OutOfResources:
+        assert tiling != screen.TILINGS.choice[0]
+        pytest.skip("does not fit into this GPU")
+    assert torch.equal(nominees.cpu(), screen.nominate_twin(x, held, tiling.outputs))
+    checked = screen.check_kernel(x.cuda(), there, nominees, 9)
+    assert torch.equal(checked.cpu(), screen.check_twin(x, held, nominees.cpu(), 9))
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+def test_screening_finds_the_argmax(dtype):
+    torch.manual_seed(3)
+    weight, x = torch.randn(32000, 1024).to(dtype).cuda(), torch.randn(64, 1024).half().cuda()
+    made, on_cpu = screen.screen_of(weight), screen.screen_of(weight[:500].cpu())
+    assert (made.codes[:500].cpu() == on_cpu.codes).float().mean() > 0.99
+    found = products.unpack(screen.screened(x, made).amax(-1))
+    assert (found == (x.float() @ weight.float().T).argmax(-1)).float().mean() > 0.95
 
 
 def test_shards_and_the_whole_choose_the_same():
@@ -145,11 +177,10 @@ def loss(speculator, hidden, tokens, drafted):
 
 @pytest.mark.parametrize("kind", ["lstm", "rnn", "mlp"])
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
-@pytest.mark.parametrize("way", ["matmul", "fused", "float8"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_graph_drafts_as_without(kind, dtype, way):
     speculator = head(kind, dtype=dtype).cuda()
-    drafter = Drafter(speculator, max_batch=14)
-    drafter._ways = [way]
+    drafter = Drafter(speculator, max_batch=14, ways=[way])
     drafter.capture()
     for batch in (14, 1, 5, 12, 3, 14):
         hidden, tokens = inputs(batch, dtype=dtype)
@@ -167,16 +198,17 @@ def test_a_graph_drafts_as_without(kind, dtype, way):
         assert torch.equal(drafter.draft(hidden, tokens), found)
     hidden, tokens = inputs(13, dtype=dtype)
     found = drafter.draft(hidden, tokens)
-    assert loss(head(kind, dtype=dtype), hidden, tokens, found) < (0.3 if way == "float8" else 0.1)
+    assert loss(head(kind, dtype=dtype), hidden, tokens, found) < (0.1 if way in ("matmul", "fused") else 0.3)
 
 
 def test_what_is_measured_is_kept_and_right():
     drafter = Drafter(head().cuda(), max_batch=8)
+    assert drafter._ways == list(WAYS)
     assert drafter.way(3) == "matmul"
     hidden, tokens = inputs(3)
     found = drafter.draft(hidden, tokens).clone()
-    assert drafter.way(3) in ("matmul", "fused", "float8")
-    assert set(drafter.measure(3)) == {"matmul", "fused", "float8"}
+    assert drafter.way(3) in WAYS
+    assert set(drafter.measure(3)) == set(WAYS)
     assert torch.equal(drafter.draft(hidden, tokens), found)
     assert drafter.draft(hidden, tokens, 5).shape == (3, 5)
     assert torch.equal(drafter.draft(hidden, tokens, 3), found)
@@ -186,7 +218,7 @@ def test_what_is_measured_is_kept_and_right():
 
 
 def test_inputs_of_other_types_and_strides():
-    drafter = Drafter(head().cuda(), max_batch=8, float8="on")
+    drafter = Drafter(head().cuda(), max_batch=8, ways=["float8"])
     hidden, tokens = inputs(6)
     found = drafter.draft(hidden, tokens).clone()
     assert drafter.way(6) == "float8"
@@ -197,19 +229,17 @@ def test_inputs_of_other_types_and_strides():
     assert torch.equal(beyond, drafter.draft(hidden, torch.full_like(tokens, 5002)))
 
 
-def test_only_float8_and_none():
-    on, off = Drafter(head().cuda(), float8="on"), Drafter(head().cuda(), float8="off")
+def test_only_some_ways():
     hidden, tokens = inputs(4)
-    on.draft(hidden, tokens)
-    off.draft(hidden, tokens)
-    assert on.way(4) == "float8"
-    assert off.way(4) in ("matmul", "fused")
-    assert on.float8_bytes > 5003 * 256
-    assert off.float8_bytes == 0
-    assert on.way(200) == "matmul"
+    for ways, extra in ((["float8"], 5003 * 256), (["screened"], 5003 * 128), (["matmul", "fused"], None)):
+        drafter = Drafter(head().cuda(), ways=ways)
+        drafter.draft(hidden, tokens)
+        assert drafter.way(4) in ways
+        assert drafter.way(200) == "matmul"
+        assert drafter.extra_bytes == 0 if extra is None else drafter.extra_bytes > extra
 
 
-@pytest.mark.parametrize("way", ["matmul", "fused", "float8"])
+@pytest.mark.parametrize("way", WAYS)
 def test_gathering_within_a_graph(tmp_path, way):
     """NCCL over one rank: that the gather is captured, and that candidates of ranks are compared as those of blocks."""
     distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -225,7 +255,7 @@ def test_gathering_within_a_graph(tmp_path, way):
         before = gathering.draft(hidden, tokens).clone()
         assert gathering.way(5) == "matmul"
         gathering.capture([5, 12], stream=torch.cuda.Stream())
-        assert gathering.way(5) == way
+        assert len(gathering._graphs) == 2
         assert torch.equal(gathering.draft(hidden, tokens), alone.draft(hidden, tokens))
         assert (before == gathering.draft(hidden, tokens)).float().mean() > 0.8
     finally:
@@ -269,13 +299,20 @@ def test_the_shape_of_llama_8b():
     fast = products.tune(x, held)
     again = products.candidates_kernel(x, held, 0, fast).amax(-1)
     assert (products.unpack(again) == products.unpack(best)).float().mean() > 0.9
+    found = products.unpack(screen.screened(x, screen.screen_of(weight)).amax(-1))
+    assert (found == (x.float() @ weight.float().T).argmax(-1)).float().mean() > 0.9
     plain = products.candidates(x.bfloat16(), Weight(weight)).amax(-1)
     assert (products.unpack(plain) == logits.argmax(-1)).float().mean() > 0.5
 
 
 def test_rows_and_tilings_that_do_not_fit():
-    x, weight = whole_numbers(3, 70, 64, FLOAT8)
+    x, weight = whole_numbers(3, 70, 4096, FLOAT8)
     with pytest.raises(ValueError, match="the kernel takes up to 128"):
         products.product(x.cuda().bfloat16(), on_gpu(weight))
-    with pytest.raises(products.OutOfResources):
-        products.candidates_kernel(x.cuda(), on_gpu(weight), 0, Tiling(256, 256, 8, 6))
+    x, weight = x.cuda(), on_gpu(weight)
+    large = Tiling(256, 256, 8, 6)
+    with pytest.raises(OutOfResources):
+        products.candidates_kernel(x, weight, 0, large)
+    assert milliseconds(lambda tiling: products.candidates_kernel(x, weight, 0, tiling), large) == float(
+        "inf"
+    )

@@ -1,4 +1,4 @@
-"""One rank of `test_three_processes_over_gloo`: a file where the ranks meet, how many they are, which this is."""
+"""One rank of `test_two_processes_over_gloo`: a file where the ranks meet, how many they are, which this is."""
 
 import sys
 from datetime import timedelta

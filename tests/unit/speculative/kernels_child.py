@@ -8,8 +8,9 @@ import itertools
 
 import torch
 
-from speculative.speculators import gates, products
-from speculative.speculators.products import FLOAT8, Tiling, Weight
+from speculative.speculators import gates, products, screen
+from speculative.speculators.products import FLOAT8, Weight
+from speculative.speculators.tiling import Tiling
 
 
 def test_products(batch: int, outputs: int, width: int, *, float8: bool, tiling: Tiling) -> None:
@@ -39,6 +40,18 @@ def test_settling_many() -> None:
     assert torch.equal(best, parts.amax(-1))
 
 
+def test_screens(batch: int, tokens: int, width: int) -> None:
+    """The nominees, and the check of them, are the twin's."""
+    weight = torch.randint(-8, 8, (tokens, width)).half()
+    codes = screen.screen_of(weight).codes
+    held = screen.Screen(codes, 2.0 ** torch.randint(-1, 2, (tokens,)), weight)
+    x = torch.randint(-2, 3, (batch, width)).half()
+    nominees = screen.nominate_kernel(x, held, Tiling(64, 32, 4, 2), plain=True)
+    assert torch.equal(nominees, screen.nominate_twin(x, held))
+    checked = screen.check_kernel(x, held, nominees, 7)
+    assert torch.equal(checked, screen.check_twin(x, held, nominees, 7))
+
+
 def test_gates(batch: int, width: int, dtype: torch.dtype, *, own_embeddings: bool, first: bool) -> None:
     """The kernel's state and cell are the twin's, up to a rounding of their types."""
     parts = torch.randn(batch, 4 * width).to(dtype)
@@ -62,6 +75,9 @@ if __name__ == "__main__":
         test_products(17, 100, 72, float8=float8, tiling=Tiling(64, 32, 4, 2))
         test_products(1, 1, 16, float8=float8, tiling=Tiling(64, 64, 4, 2))
     test_settling_many()
+    test_screens(3, 131, 64)
+    test_screens(17, 300, 72)
+    test_screens(1, 40, 256)
     for own, first in itertools.product((False, True), repeat=2):
         test_gates(3, 40, torch.float32, own_embeddings=own, first=first)
     test_gates(1, 64, torch.bfloat16, own_embeddings=False, first=False)

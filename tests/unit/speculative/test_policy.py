@@ -196,6 +196,21 @@ def test_the_head_is_run_while_it_pays():
     assert 1 <= runs < 10  # probes alone
 
 
+def test_a_probe_of_the_head_is_checked_so_that_it_comes_back():
+    policy, none = Policy(TABLE), suffix([0], [0])
+    for _ in range(400):
+        policy.observe(picked([3], source=Source.HEAD), 4, np.array([0], np.int32))
+    checked = []
+    for _ in range(4000):
+        # 1 ms: the head costs more than its time, as the draft must pay for itself once more in `choose`.
+        drafts = policy.pick(none, head=3 if policy.head_pays(1, 3, 1e-3) else 0)
+        width = policy.choose(drafts, overhead=1e-3).width
+        checked.append(width)
+        policy.observe(drafts, width, np.minimum(drafts.lengths, width - 1))
+    assert checked[0] == 1
+    assert checked[-100:] == [4] * 100
+
+
 def test_by_score_the_suffix_is_taken_from_the_bar_on():
     policy = Policy(TABLE)
     drafts = suffix([0, 2, 4, 8], [0, 2, 3, 2.9])

@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from speculative.speculators import gates, products
-from speculative.speculators.products import DEFAULT_TILING, Weight, product_kernel
+from speculative.speculators import gates, products, screen
+from speculative.speculators.products import TILINGS, Weight, product_kernel
 
 HERE = Path(__file__).parent
 
@@ -58,10 +58,28 @@ def test_the_product_compiles_to_tensor_core_instructions(best):
     types = {"x": "*fp16", "weight": "*fp8e4nv", "scales": "*fp32", "out": "*i64" if best else "*fp16"}
     types |= dict.fromkeys(("batch", "outputs", "first"), "i32")
     constants = {"WIDTH": 4096, "SCALED": True, "BEST": best, "WHOLE": True}
-    constants |= {"BLOCK_B": 16, "BLOCK_N": DEFAULT_TILING.outputs, "BLOCK_K": DEFAULT_TILING.width}
+    constants |= {"BLOCK_B": 16, "BLOCK_N": TILINGS.choice[0].outputs, "BLOCK_K": TILINGS.choice[0].width}
     made = compiled(products._product, types, constants, num_warps=4, num_stages=3)
     assert "wgmma" in made.asm["ptx"]
     assert "cp.async" in made.asm["ptx"]
+
+
+def test_the_screen_compiles_to_tensor_core_instructions():
+    types = {"x": "*fp16", "codes": "*i16", "scales": "*fp32", "out": "*i64", "batch": "i32", "tokens": "i32"}
+    constants = {"QUARTER": 1024, "WHOLE": True, "PLAIN": False, "BLOCK_B": 16, "BLOCK_N": 64, "BLOCK_K": 64}
+    made = compiled(screen._nominate, types, constants, num_warps=4, num_stages=4)
+    assert "wgmma" in made.asm["ptx"]
+    # Four bits become a weight by two instructions, for two weights at a time.
+    assert made.asm["ptx"].count("lop3.b32 both") == made.asm["ptx"].count("sub.f16x2") == 64
+    types = {
+        "x": "*fp16",
+        "exact": "*bf16",
+        "nominees": "*i64",
+        "out": "*i64",
+        "count": "i32",
+        "first": "i32",
+    }
+    compiled(screen._check, types, {"WIDTH": 4096, "BLOCK_K": 4096, "BLOCK_N": 2048}, num_warps=8)
 
 
 def test_the_gates_compile():
