@@ -49,7 +49,7 @@ test-unit: $(READY) browser  ## seconds: no engine
 test-engine: $(READY)  ## minutes: real SGLang engines and servers on the CPU
 	$(BIN)/python -m pytest tests/engine -m "not install and not full"
 
-test-full: $(READY)  ## minutes more: every combination, where `make test` runs every pair
+test-full: $(READY)  ## minutes more: every combination, where `make test` runs some
 	$(BIN)/python -m pytest tests -m full
 
 test-install: $(READY)  ## minutes: the built wheel in an empty environment

@@ -9,6 +9,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Pooling = Literal["auto", "checkpoint", "stock", "cls", "mean", "last"]
+# Fields of `ArcticConfig` that mean nothing without one of our speculative algorithms.
+SPECULATION_FLAGS = (
+    "enable_suffix_decoding", "speculative_disable_by_batch_size", "suffix_max_depth", "suffix_max_spec_factor",
+    "suffix_max_spec_offset", "suffix_min_token_prob", "suffix_min_score", "suffix_cache_tokens", "suffix_cache_path",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,59 @@ class ArcticConfig:
         },
     )
 
+    enable_suffix_decoding: bool = field(
+        default=False,
+        metadata={
+            "help": "With --speculative-algorithm ARCTIC: drafts come from the suffix index too, wherever it expects "
+            "more accepted tokens than the draft head. SUFFIX is the index alone."
+        },
+    )
+    speculative_disable_by_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "ARCTIC, SUFFIX: steps of more requests than this draft nothing. Default: as measured at start-up, "
+            "what a wider step costs against what drafts have lately been worth."
+        },
+    )
+    suffix_max_depth: int = field(
+        default=64, metadata={"help": "Suffix decoding: the longest text that is looked up, in tokens."}
+    )
+    suffix_max_spec_factor: float = field(
+        default=1.0,
+        metadata={"help": "Suffix decoding: tokens of a draft for each token of the text that was found."},
+    )
+    suffix_max_spec_offset: float = field(
+        default=0.0,
+        metadata={"help": "Suffix decoding: tokens of a draft besides those of --suffix-max-spec-factor."},
+    )
+    suffix_min_token_prob: float = field(
+        default=0.1,
+        metadata={
+            "help": "Suffix decoding: a draft ends where the chance of its next token falls below this."
+        },
+    )
+    suffix_min_score: float | None = field(
+        default=None,
+        metadata={
+            "help": "ARCTIC with suffix decoding: accepted tokens that a suffix draft must promise to take the place "
+            "of the draft head's. Default: as many as the head's, both scaled by what was accepted lately."
+        },
+    )
+    suffix_cache_tokens: int = field(
+        default=4_000_000,
+        metadata={
+            "help": "Suffix decoding: tokens of earlier responses that are remembered, about 50 bytes of host memory "
+            "each; 0: none. The oldest are forgotten."
+        },
+    )
+    suffix_cache_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Suffix decoding: a file that remembered responses are read from at the start, if it is there, and "
+            "written to at the end."
+        },
+    )
+
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(ArcticConfig).items():
             _check_value(name, getattr(self, name), hint)
@@ -81,6 +139,22 @@ class ArcticConfig:
                 raise ValueError(msg)
         if self.swiftkv_min_tokens is not None and self.swiftkv_min_tokens < 0:
             msg = f"{flag_name('swiftkv_min_tokens')} is {self.swiftkv_min_tokens}; it must be at least 0"
+            raise ValueError(msg)
+
+        self._check_speculation()
+
+    def _check_speculation(self) -> None:
+        least = {
+            "speculative_disable_by_batch_size": 0, "suffix_max_depth": 1, "suffix_max_spec_factor": 0,
+            "suffix_min_score": 0, "suffix_cache_tokens": 0,
+        }  # fmt: skip
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= lowest:
+                msg = f"{flag_name(name)} is {value}; it must be at least {lowest}"
+                raise ValueError(msg)
+        if not 0 <= self.suffix_min_token_prob <= 1:
+            msg = f"{flag_name('suffix_min_token_prob')} is {self.suffix_min_token_prob}; it must be from 0 to 1"
             raise ValueError(msg)
 
     @classmethod
@@ -106,6 +180,8 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
             raise ValueError(msg)
         return
     allowed = get_args(hint) or (hint,)
+    if float in allowed and type(value) is int:
+        return
     if type(value) not in allowed:  # bool is an int to isinstance, and True is no thread count
         names = " or ".join("not given" if t is type(None) else t.__name__ for t in allowed)
         msg = f"{flag_name(name)} is {value!r} ({type(value).__name__}); it must be {names}"

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from arctic_sglang.config import ArcticConfig
+from arctic_sglang.config import SPECULATION_FLAGS, ArcticConfig, flag_name
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError
+from speculative.settings import ALGORITHMS
 from swiftkv.layout import ARCHITECTURES
 
 
@@ -18,6 +19,7 @@ class Feature(StrEnum):
     POOLING = "pooling"  # embeddings pooled as the checkpoint says
     BATCH = "batch"  # batch_sdk over an engine in the same process
     SWIFTKV = "swiftkv"  # models that skip half of the prefill
+    SPECULATION = "speculation"  # suffix decoding and draft heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Facts:
         is_embedding: SGLang's `--is-embedding`.
         pooling: what the checkpoint says, None without sentence-transformers files, or the reason why
             it cannot be followed.
+        speculative_algorithm: SGLang's `--speculative-algorithm`, or None if not given.
     """
 
     accelerator: str | None
@@ -38,6 +41,7 @@ class Facts:
     own_cpu_engine: bool
     is_embedding: bool
     pooling: PoolingSpec | UnsupportedCheckpointError | None
+    speculative_algorithm: str | None = None
 
 
 def wants_cpu(facts: Facts) -> bool:
@@ -101,7 +105,26 @@ def requested(config: ArcticConfig, facts: Facts) -> frozenset[Feature]:
             msg = "--enable-fast-embedding needs an embedding server; add --is-embedding"
             raise ValueError(msg)
         features.add(Feature.EMBEDDING)
+    if wants_speculation(config, facts):
+        features.add(Feature.SPECULATION)
     return frozenset(features)
+
+
+def wants_speculation(config: ArcticConfig, facts: Facts) -> bool:
+    """Whether this start decodes with one of our speculative algorithms.
+
+    Raises:
+        ValueError: a flag of theirs was given with another algorithm, or with none.
+    """
+    name = (facts.speculative_algorithm or "").upper()
+    if name in ALGORITHMS:
+        return True
+    given = [flag_name(flag) for flag in config.given() if flag in SPECULATION_FLAGS]
+    if given:
+        has = f"with --speculative-algorithm {name}" if name else "without --speculative-algorithm"
+        msg = f"{', '.join(given)} was given {has}; it belongs to {' and '.join(ALGORITHMS)}"
+        raise ValueError(msg)
+    return False
 
 
 def wants_swiftkv(config: ArcticConfig, architectures: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ import logging
 import sys
 from typing import Any
 
+import speculative.config
 import swiftkv.config
 from arctic_sglang import env
 from arctic_sglang.compat import apply, process, source, vendor, verify
@@ -42,6 +43,7 @@ def register() -> None:
     with a warning, unless one of our flags is on the command line: then the process ends here. SGLang would
     swallow any other exception and go on to call the flag unknown.
     """
+    speculative.config.register()
     swiftkv.config.register()  # SGLang reads a model's config long before it is known what it is
     seams = seams_of(frozenset({Feature.FLAGS}))
     try:

@@ -5,6 +5,7 @@ print goes to the log, and the pipe carries one line of JSON for each question a
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -22,6 +23,25 @@ ABOUT = (
     "max_prefill_tokens", "max_running_requests", "mem_fraction_static", "disable_radix_cache",
     "disable_overlap_schedule",
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Random prompts that are sent at once.
+
+    Attributes:
+        requests: prompts.
+        tokens_in: tokens of each.
+        tokens_out: tokens of each answer.
+        temperature: of the sampling.
+        seed: prompts of the same seed are the same; None: new ones each time.
+    """
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 class Piped:
@@ -129,7 +149,11 @@ class Child(Piped):
 
     def seconds(self, requests: int, tokens_in: int, tokens_out: int) -> float:
         """Time of one batch of random prompts, from the call to the last token of the last request."""
-        return self.ask([requests, tokens_in, tokens_out])["seconds"]
+        return self.run(Batch(requests, tokens_in, tokens_out))["seconds"]
+
+    def run(self, batch: "Batch") -> dict[str, Any]:
+        """One batch: `seconds`, and of speculation `accept_length`, tokens a step, or None."""
+        return self.ask(dataclasses.asdict(batch))
 
 
 def own_output() -> TextIO:
@@ -156,28 +180,42 @@ def about(engine: Any) -> dict[str, Any]:
     }
 
 
+def answer(engine: Any, batch: Batch, vocab: int, draw: random.Random) -> dict[str, Any]:
+    """Runs a batch.
+
+    Raises:
+        RuntimeError: an answer has another length than was asked for.
+    """
+    source = draw if batch.seed is None else random.Random(batch.seed)
+    ids = [[source.randrange(3, vocab) for _ in range(batch.tokens_in)] for _ in range(batch.requests)]
+    sampling = {"temperature": batch.temperature, "max_new_tokens": batch.tokens_out, "ignore_eos": True}
+    started = time.perf_counter()
+    answers = engine.generate(input_ids=ids, sampling_params=sampling)
+    seconds = time.perf_counter() - started
+    infos = [found["meta_info"] for found in answers]
+    lengths = {info["completion_tokens"] for info in infos}
+    if lengths != {batch.tokens_out}:
+        message = f"{batch.tokens_out} tokens were asked for, and there are answers of {sorted(lengths)}"
+        raise RuntimeError(message)
+    steps = sum(info.get("spec_verify_ct", 0) for info in infos)
+    accept = batch.requests * batch.tokens_out / steps if steps else None
+    return {"seconds": seconds, "accept_length": accept}
+
+
 def serve(model: str, options: dict[str, Any], channel: TextIO) -> None:
     """The answering side: one engine; a batch a line, until the pipe closes."""
     import sglang
 
     engine = sglang.Engine(
-        model_path=model, load_format="dummy", skip_tokenizer_init=True, disable_radix_cache=True, **options
+        model_path=model,
+        skip_tokenizer_init=True,
+        **{"load_format": "dummy", "disable_radix_cache": True} | options,
     )
     vocab = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
     draw = random.Random(0)
     print(json.dumps(about(engine), default=str), file=channel, flush=True)
     for line in sys.stdin:
-        requests, tokens_in, tokens_out = json.loads(line)
-        ids = [[draw.randrange(3, vocab) for _ in range(tokens_in)] for _ in range(requests)]
-        sampling = {"temperature": 0, "max_new_tokens": tokens_out, "ignore_eos": True}
-        started = time.perf_counter()
-        answers = engine.generate(input_ids=ids, sampling_params=sampling)
-        seconds = time.perf_counter() - started
-        lengths = {answer["meta_info"]["completion_tokens"] for answer in answers}
-        if lengths != {tokens_out}:
-            message = f"{tokens_out} tokens were asked for, and there are answers of {sorted(lengths)}"
-            raise RuntimeError(message)
-        print(json.dumps({"seconds": seconds}), file=channel, flush=True)
+        print(json.dumps(answer(engine, Batch(**json.loads(line)), vocab, draw)), file=channel, flush=True)
     engine.shutdown()
 
 

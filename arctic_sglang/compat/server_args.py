@@ -14,12 +14,13 @@ from typing import Annotated, Any, get_type_hints
 
 from arctic_sglang import env
 from arctic_sglang.compat import apply, process, source, vendor, verify
-from arctic_sglang.compat.seams import SEAMS, Role, seams_of
+from arctic_sglang.compat.seams import SEAMS, Kind, Role, seams_of
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding import placement, road
 from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
+from speculative.settings import model_refusals
 from swiftkv import limits
 from swiftkv.layout import Layout
 
@@ -81,7 +82,15 @@ class ArcticServerArgs(_WithFlags):
             _set_pooling_defaults(self, decision.pooling)
         if Feature.EMBEDDING in features:
             _set_embedding(self)
+        if Feature.SPECULATION in features:
+            # SGLang looks the algorithm up while it makes sense of its arguments.
+            registry = [
+                seam for seam in seams_of(frozenset({Feature.SPECULATION})) if seam.kind is Kind.REGISTER
+            ]
+            apply.apply(registry, process.role())
         super().__post_init__()
+        if Feature.SPECULATION in features:
+            _check_speculated_model(self)
         # Only now has SGLang read the model's config.
         if wants_swiftkv(config, self.get_model_config().hf_config.architectures or ()):
             verify.judge([p for p in problems if p.feature is Feature.SWIFTKV], frozenset({Feature.SWIFTKV}))
@@ -127,6 +136,7 @@ def _facts(args: Any) -> Facts:
         own_cpu_engine=env.cpu_engine_requested(),
         is_embedding=args.is_embedding,
         pooling=pooling,
+        speculative_algorithm=args.speculative_algorithm,
     )
 
 
@@ -205,6 +215,20 @@ def _set_replicas(args: Any, settings: dict[str, Any]) -> None:
     gpus = placement.usable_gpus(vendor.device_count(), args.base_gpu_id, args.gpu_id_step)
     if args.max_total_tokens is None and placement.places(args.embedding_replicas, gpus)[0].sharing > 1:
         args.max_total_tokens = max(placement.SHARED_CACHE_TOKENS, args.context_length or 0)
+
+
+def _check_speculated_model(args: Any) -> None:
+    """Refuses models whose drafts cannot be verified.
+
+    Raises:
+        ValueError: the model is one of them.
+    """
+    model = args.get_model_config()
+    refused = model_refusals(model, recurrent=vendor.mambaish_config(model) is not None)
+    if refused:
+        listed = "\n".join(f"  - {text}" for text in refused)
+        msg = f"--speculative-algorithm {args.speculative_algorithm} does not go with:\n{listed}\nLeave the flag out."
+        raise ValueError(msg)
 
 
 def _set_swiftkv(args: Any) -> None:

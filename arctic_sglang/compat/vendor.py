@@ -8,6 +8,22 @@ import importlib
 from typing import Any
 
 _NAMES = {
+    "BaseSpecWorker": "sglang.srt.speculative.base_spec_worker",
+    "build_grammar_vocab_mask": "sglang.srt.speculative.spec_utils",
+    "CaptureHiddenMode": "sglang.srt.model_executor.forward_batch_info",
+    "compute_spec_v2_logprobs": "sglang.srt.layers.logprob_processor",
+    "CustomSpecAlgo": "sglang.srt.speculative.spec_registry",
+    "DecodeCudaGraphRunner": "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
+    "DFlashVerifyInput": "sglang.srt.speculative.dflash_info",
+    "FutureMap": "sglang.srt.managers.overlap_utils",
+    "get_context": "sglang.srt.runtime_context",
+    "get_spec": "sglang.srt.runtime_context",
+    "get_tp_group": "sglang.srt.distributed.parallel_state",
+    "GrammarTree": "sglang.srt.speculative.spec_utils",
+    "mambaish_config": "sglang.srt.configs.hybrid_arch",
+    "SpecInput": "sglang.srt.speculative.spec_info",
+    "SpecInputType": "sglang.srt.speculative.spec_info",
+    "SpeculativeAlgorithm": "sglang.srt.speculative.spec_info",
     "add_prefix": "sglang.srt.utils.common",
     "app": "sglang.srt.entrypoints.http_server",
     "Arg": "sglang.srt.arg_groups.arg_utils",
@@ -75,6 +91,11 @@ def __getattr__(name: str) -> Any:
         msg = f"arctic_sglang.compat.vendor has no {name}; add it to the table of imports"
         raise AttributeError(msg)
     return getattr(importlib.import_module(module), name)
+
+
+def get_spec_algorithm(name: str) -> Any:
+    """A plugin's speculative algorithm by name, or None. SGLang's own are not found here."""
+    return importlib.import_module("sglang.srt.speculative.spec_registry").get_spec(name)
 
 
 def engine_class() -> type:

@@ -15,11 +15,9 @@ from batch_sdk.report.recorder import EDGES
 MARK = "arctic-batch report"
 """Near the beginning of every report, JSON or HTML."""
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --card: #f6f7f9; --ink: #1d2127; --soft: #5d6673; --rule: #dde1e6;
-  --one: #2563c9; --two: #c2621b; --bad: #c0392b; --good: #1d7f4e; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171c; --card: #1d2229; --ink: #e6e9ee; --soft: #9aa4b2;
-  --rule: #333b46; --one: #6ea3f7; --two: #eb9a57; --bad: #f0806f; --good: #5cc492; } }
+_STYLE = (
+    svg.STYLE
+    + """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
@@ -34,8 +32,6 @@ h3 { font-size: .9rem; font-weight: 600; margin: 0 0 .5rem; } p { margin: .25rem
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .8rem; }
 table { margin-top: .8rem; }
 .plot { display: block; width: 100%; height: auto; overflow: visible; }
-.label { fill: var(--soft); font-size: 12px; } .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.75;
-  stroke-linejoin: round; } .hover { fill: transparent; } .hover:hover { fill: var(--ink); fill-opacity: .08; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-top: 1px solid var(--rule); }
 th { font-weight: 500; color: var(--soft); white-space: nowrap; width: 1%; }
@@ -43,6 +39,7 @@ th { font-weight: 500; color: var(--soft); white-space: nowrap; width: 1%; }
   th br { display: none; } td { border: 0; padding-top: 0; } }
 pre { margin: 0; font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; }
 """
+)
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">

@@ -1,7 +1,7 @@
 """Small plots as SVG text: steps over time, columns on a logarithmic axis, bars with names.
 
-Colours come from the page (`var(--ink)` and so on), so that a plot is light or dark as the page is. Every shape with
-a value has a `<title>`, which browsers show as a tooltip.
+Colours come from the page (`var(--ink)` and so on, `STYLE` has them), so that a plot is light or dark as the page is.
+Every shape with a value has a `<title>`, which browsers show as a tooltip.
 """
 
 from __future__ import annotations
@@ -20,6 +20,16 @@ _MOST_TICKS = 5
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _UNIT_FROM = 3  # a unit is used from three of it on
 _SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --card: #f6f7f9; --ink: #1d2127; --soft: #5d6673; --rule: #dde1e6;
+  --one: #2563c9; --two: #c2621b; --bad: #c0392b; --good: #1d7f4e; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171c; --card: #1d2229; --ink: #e6e9ee; --soft: #9aa4b2;
+  --rule: #333b46; --one: #6ea3f7; --two: #eb9a57; --bad: #f0806f; --good: #5cc492; } }
+.label { fill: var(--soft); font-size: 12px; } .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.75;
+  stroke-linejoin: round; } .hover { fill: transparent; } .hover:hover { fill: var(--ink); fill-opacity: .08; }
+"""
+"""What a page with plots must have in its style."""
 
 
 class Series(NamedTuple):
@@ -189,17 +199,46 @@ def _is_power(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
-def bars(counts: Sequence[tuple[str, int]], colour: str) -> str:
-    """Return one bar with its name and its number of rows for each of `counts`; at least one."""
-    most = max(rows for _, rows in counts)
-    room = WIDTH - _NAME_WIDTH - _COUNT_WIDTH
+def bars(
+    counts: Sequence[tuple[str, float]], colour: str, *, title: str = "error rows by kind", unit: str = "rows"
+) -> str:
+    """Return one bar with its name and its value for each of `counts`; at least one.
+
+    Args:
+        counts: names and values; up to 27 characters of a name are seen.
+        colour: the page's name of it.
+        title: what the plot is called for those who do not see it.
+        unit: of the values.
+    """
+    most = max(value for _, value in counts)
+    names = min(max(_NAME_WIDTH, 7 * max(len(name) for name, _ in counts) + 16), WIDTH // 2)
     parts: list[str] = []
-    for index, (name, rows) in enumerate(counts):
+    for index, (name, value) in enumerate(counts):
         y = index * _ROW_HEIGHT
-        width = max(1.0, room * rows / max(1, most))
-        title = tag("title", escape(f"{name}: {rows:,} rows"))
-        parts.append(_label(name, _NAME_WIDTH - 8, y + 18, "end"))
-        size = {"x": _NAME_WIDTH, "y": y + 5, "width": width, "height": _ROW_HEIGHT - 10}
-        parts.append(tag("rect", title, **size, rx=2, style=f"fill:var(--{colour})"))
-        parts.append(_label(short(rows), _NAME_WIDTH + width + 6, y + 18, "start"))
-    return _plot("error rows by kind", parts, len(counts) * _ROW_HEIGHT + 4)
+        width = max(1.0, (WIDTH - names - _COUNT_WIDTH) * value / max(1, most))
+        told = tag("title", escape(f"{name}: {value:,} {unit}"))
+        parts.append(_label(name, names - 8, y + 18, "end"))
+        size = {"x": names, "y": y + 5, "width": width, "height": _ROW_HEIGHT - 10}
+        parts.append(tag("rect", told, **size, rx=2, style=f"fill:var(--{colour})"))
+        parts.append(_label(short(value), names + width + 6, y + 18, "start"))
+    return _plot(title, parts, len(counts) * _ROW_HEIGHT + 4)
+
+
+def document(plots: Sequence[tuple[str, str]]) -> str:
+    """Return a file of its own: named plots, one below the other.
+
+    Args:
+        plots: names, and what `steps`, `columns` or `bars` returned.
+    """
+    parts = [tag("style", f"{STYLE}svg {{ font-family: sans-serif }} text.name {{ fill: var(--ink) }}")]
+    y = 0
+    for name, plot in plots:
+        y += 24
+        parts.append(_label(name, 4, y - 6, "start", "name"))
+        height = int(plot.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])
+        size = f'<svg y="{y}" width="{WIDTH}" height="{height}" '
+        parts.append(plot.replace("<svg ", size, 1))
+        y += height + 16
+    paper = tag("rect", width=WIDTH, height=y, style="fill:var(--paper)")
+    box = {"viewBox": f"0 0 {WIDTH} {y}", "width": 1.5 * WIDTH, "height": 1.5 * y}
+    return tag("svg", paper + "".join(parts), xmlns="http://www.w3.org/2000/svg", **box) + "\n"

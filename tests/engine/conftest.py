@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import batch_sdk
 from tests.engine.servers import running_engine, running_server
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,13 @@ def tiny_server(tiny_model_dir, tmp_path_factory):
     args = ["--model-path", tiny_model_dir, "--device", "cpu", "--constrained-json-disable-any-whitespace"]
     with running_server(args, log) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def minilm_embedder(minilm_dir):
+    """The SDK's engine on MiniLM, with nothing but the model named."""
+    with batch_sdk.create_engine("sglang", model=minilm_dir, task="embed") as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

@@ -42,12 +42,6 @@ def generator(tiny_model_dir):
     assert [signal.getsignal(n) for n in OWN_SIGNALS] == handlers
 
 
-@pytest.fixture(scope="class")
-def embedder(minilm_dir):
-    with batch_sdk.create_engine("sglang", model=str(minilm_dir), task="embed") as engine:
-        yield engine
-
-
 def generate(data, engine, prompt="{{ text }}", **options):
     options = {"temperature": 0, "max_new_tokens": 12, "progress": False} | options
     return batch_sdk.generate(data, prompt=prompt, model=engine, **options)
@@ -255,52 +249,58 @@ class TestGenerate:
 
 
 class TestEmbed:
-    def test_vectors_match_sentence_transformers(self, embedder, minilm_dir):
+    def test_vectors_match_sentence_transformers(self, minilm_embedder, minilm_dir):
         from sentence_transformers import SentenceTransformer
 
         texts = ["A cat sat on the mat.", "", "Grüße 世界 🌍", "longer " * 254, "  spaces  ", "x"] * 3
         out = batch_sdk.embed(
             pa.table({"text": texts}),
             column="text",
-            model=embedder,
+            model=minilm_embedder,
             block_rows=4,
             batch_rows=7,
             progress=False,
         )
         assert kinds(out) == [None] * len(texts)
-        assert max(out.column("prompt_tokens").to_pylist()) == embedder.max_input_tokens == 256
+        assert max(out.column("prompt_tokens").to_pylist()) == minilm_embedder.max_input_tokens == 256
         assert out.schema.field("embedding").type == pa.list_(pa.float32(), 384)
         ours = np.stack(out.column("embedding").to_pylist())
         theirs = SentenceTransformer(str(minilm_dir), device="cpu").encode(texts)
         cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
         assert cosine.min() > 0.9999
 
-    def test_embed_rows_that_are_null_or_too_long(self, embedder):
+    def test_embed_rows_that_are_null_or_too_long(self, minilm_embedder):
         texts = ["fine", None, "word " * 2000, "fine"]
-        out = batch_sdk.embed(pa.table({"text": texts}), column="text", model=embedder, progress=False)
+        out = batch_sdk.embed(pa.table({"text": texts}), column="text", model=minilm_embedder, progress=False)
         assert kinds(out) == [None, "null_input", "too_long", None]
         assert out.column("embedding").is_null().to_pylist() == [False, True, True, False]
         np.testing.assert_allclose(
             out.column("embedding")[0].as_py(), out.column("embedding")[3].as_py(), atol=1e-5
         )
 
-    def test_a_lazy_query_drives_the_engine_from_threads_of_polars(self, embedder, tmp_path):
+    def test_a_lazy_query_drives_the_engine_from_threads_of_polars(self, minilm_embedder, tmp_path):
         texts = pl.DataFrame({"id": range(50), "text": [f"text {i}" for i in range(50)]})
         texts.write_parquet(tmp_path / "in.parquet")
-        query = pl.scan_parquet(tmp_path / "in.parquet").arctic.embed("text", model=embedder, batch_rows=8)
+        query = pl.scan_parquet(tmp_path / "in.parquet").arctic.embed(
+            "text", model=minilm_embedder, batch_rows=8
+        )
         query.filter(pl.col("id") % 2 == 1).sink_parquet(tmp_path / "out.parquet")
         out = pl.read_parquet(tmp_path / "out.parquet")
         assert out["id"].to_list() == list(range(1, 50, 2))
-        again = texts.filter(pl.col("id") % 2 == 1).arctic.embed("text", model=embedder, progress=False)
+        again = texts.filter(pl.col("id") % 2 == 1).arctic.embed(
+            "text", model=minilm_embedder, progress=False
+        )
         np.testing.assert_allclose(out["embedding"].to_numpy(), again["embedding"].to_numpy(), atol=1e-5)
 
-    def test_token_ids_are_taken_as_they_are(self, embedder):
+    def test_token_ids_are_taken_as_they_are(self, minilm_embedder):
         texts = ["A cat sat on the mat.", "x", "Grüße"]
-        tokenizer = embedder._engine.tokenizer_manager.tokenizer
+        tokenizer = minilm_embedder._engine.tokenizer_manager.tokenizer
         ids = [*tokenizer(texts)["input_ids"], None, [], [1] * 257, [10**6], [-1]]
-        out = batch_sdk.embed(pa.table({"ids": ids}), column="ids", model=embedder, progress=False)
+        out = batch_sdk.embed(pa.table({"ids": ids}), column="ids", model=minilm_embedder, progress=False)
         assert kinds(out) == [None] * 3 + ["null_input", "rejected", "too_long", "rejected", "rejected"]
-        same = batch_sdk.embed(pa.table({"text": texts}), column="text", model=embedder, progress=False)
+        same = batch_sdk.embed(
+            pa.table({"text": texts}), column="text", model=minilm_embedder, progress=False
+        )
         np.testing.assert_allclose(
             np.stack(out["embedding"].to_pylist()[:3]), np.stack(same["embedding"].to_pylist()), atol=1e-5
         )
@@ -358,7 +358,10 @@ def wait_for(condition, process, seconds=180):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("event", "code"), [("scheduler dies", 1), ("ctrl-c", 130)])
+# That the death is seen is in the next test too, and the end after the last restart in the unit tests.
+@pytest.mark.parametrize(
+    ("event", "code"), [pytest.param("scheduler dies", 1, marks=pytest.mark.full), ("ctrl-c", 130)]
+)
 def test_death_and_interruption_end_the_command_cleanly(tiny_model_dir, tmp_path, event, code):
     source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
     pq.write_table(pa.table({"text": PROMPTS * 400}), source)

@@ -28,12 +28,6 @@ def texts() -> list[str]:
     return [text for at, text in enumerate(found) if at < 200 or text.strip()][:2000]
 
 
-@pytest.fixture(scope="module")
-def engine(minilm_dir):
-    with batch_sdk.create_engine("sglang", model=minilm_dir, task="embed") as started:
-        yield started
-
-
 def embed(texts, engine, **options):
     table = batch_sdk.embed(
         pa.table({"text": texts}), column="text", model=engine, truncate=True, progress=False, **options
@@ -42,12 +36,12 @@ def embed(texts, engine, **options):
     return np.stack(table["embedding"].to_numpy(zero_copy_only=False)), table["prompt_tokens"].to_numpy()
 
 
-def test_equal_to_sentence_transformers(texts, engine, minilm_dir):
+def test_equal_to_sentence_transformers(texts, minilm_embedder, minilm_dir):
     from sentence_transformers import SentenceTransformer
 
     assert len(texts) == 2000
     assert len(set(texts)) > 1800, "too many texts are the same"
-    vectors, tokens = embed(texts, engine)
+    vectors, tokens = embed(texts, minilm_embedder)
     assert (tokens == 256).sum() > 20, "too few texts reach the window"
     reference = SentenceTransformer(minilm_dir, device="cpu")
     expected = reference.encode(texts, batch_size=32)
@@ -57,9 +51,9 @@ def test_equal_to_sentence_transformers(texts, engine, minilm_dir):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_vectors_do_not_depend_on_the_batch(texts, engine):
-    together, _ = embed(texts[:60], engine, block_rows=32)
-    alone, _ = embed(texts[:60], engine, block_rows=1)
+def test_vectors_do_not_depend_on_the_batch(texts, minilm_embedder):
+    together, _ = embed(texts[:60], minilm_embedder, block_rows=32)
+    alone, _ = embed(texts[:60], minilm_embedder, block_rows=1)
     assert np.abs(together - alone).max() < 1e-5
 
 

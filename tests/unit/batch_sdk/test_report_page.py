@@ -145,6 +145,26 @@ def test_bars_escape_names():
     assert titles_of(drawn)[0] == "<kind>: 1,000,000 rows"
 
 
+def test_long_names_get_room_and_values_need_not_be_whole():
+    drawn = svg.bars([("a name of 22 characters", 1.5)], "one", title="t", unit="times")
+    assert titles_of(drawn) == ["a name of 22 characters: 1.5 times"]
+    (bar,) = ET.fromstring(drawn).iter("rect")
+    assert float(bar.attrib["x"]) > 150
+
+
+def test_a_document_is_a_file_of_its_own():
+    plots = [("One", svg.bars([("a", 1), ("b", 2)], "one")), ("Two & three", svg.bars([("c", 3)], "two"))]
+    root = ET.fromstring(svg.document(plots))
+    space = "{http://www.w3.org/2000/svg}"
+    names = [node.text for node in root.findall(f"{space}text")]
+    assert names == ["One", "Two & three"]
+    within = [(float(one.attrib["y"]), float(one.attrib["height"])) for one in root.findall(f"{space}svg")]
+    assert within[0][0] + within[0][1] < within[1][0]
+    assert sum(within[1]) <= float(root.attrib["viewBox"].split()[3])
+    for colour in ("one", "two", "soft", "paper"):
+        assert f"--{colour}: #" in svg.STYLE
+
+
 def test_all_that_is_drawn_is_inside(tmp_path):
     batch_sdk.embed(
         pa.table({"text": [f"t {i}" for i in range(50)]}), column="text", model="m", engine="dummy",

@@ -1,0 +1,141 @@
+"""Running requests as a proposer knows them: which slot, how much of each is taken in. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from speculative.base import Drafts, Int32, Proposer
+
+
+class Request(Protocol):
+    """What is read of SGLang's `Req`."""
+
+    rid: str
+    origin_input_ids: Sequence[int]
+    output_ids: Sequence[int]
+    sampling_params: Any
+
+    def finished(self) -> bool:
+        """Whether the request is over."""
+        ...
+
+
+@dataclass(slots=True)
+class _Known:
+    request: Request
+    slot: int
+    tokens: int  # of the response, taken in
+    draftable: bool
+
+
+class Requests:
+    """Feeds a proposer with what requests have generated.
+
+    Requests come and go between steps, are put away and come back, or lose tokens that were on their way when
+    that happened; each call makes the proposer agree with the request again.
+
+    Args:
+        proposer: the source of drafts.
+        longest: tokens of the longest draft that can be verified.
+        context: tokens that the model has positions for.
+    """
+
+    def __init__(self, proposer: Proposer, longest: int, context: int) -> None:
+        self._proposer = proposer
+        self._longest = longest
+        self._context = context
+        self._known: dict[str, _Known] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def propose(self, requests: Sequence[Request], pending: dict[str, list[int]]) -> Drafts:
+        """Takes in what is new and drafts for every request.
+
+        Args:
+            requests: of this step, in its order.
+            pending: tokens that were generated and are not in `output_ids` yet, by request id.
+        """
+        slots = np.empty(len(requests), np.int32)
+        limits = np.zeros(len(requests), np.int32)
+        offsets = np.zeros(len(requests) + 1, np.int32)
+        tokens: list[int] = []
+        for i, request in enumerate(requests):
+            late = pending.get(request.rid, ())
+            known = self._agree(request, late)
+            done = len(request.output_ids)
+            if known.tokens < done:
+                tokens.extend(request.output_ids[known.tokens : done])
+                tokens.extend(late)
+            else:
+                tokens.extend(late[known.tokens - done :])
+            known.tokens = done + len(late)
+            slots[i] = known.slot
+            offsets[i + 1] = len(tokens)
+            if known.draftable:
+                limits[i] = self._limit(request, known.tokens)
+        return self._proposer.step(slots, np.array(tokens, np.int32), offsets, limits)
+
+    def finish(self, rid: str) -> None:
+        """The request is over: its last tokens are taken in, its slot is given back."""
+        known = self._known.pop(rid, None)
+        if known is None:
+            return
+        rest = np.array(known.request.output_ids[known.tokens :], np.int32)
+        if len(rest):
+            slots, offsets = np.array([known.slot], np.int32), np.array([0, len(rest)], np.int32)
+            self._proposer.step(slots, rest, offsets, np.zeros(1, np.int32))
+        self._proposer.stop(known.slot)
+
+    def sweep(self) -> None:
+        """Finishes requests that ended without a word (aborted while they waited to come back)."""
+        for rid in [rid for rid, known in self._known.items() if known.request.finished()]:
+            self.finish(rid)
+
+    def limits(self, requests: Sequence[Request], pending: dict[str, list[int]]) -> Int32:
+        """How many draft tokens each request may get: int32 [requests]."""
+        found = np.zeros(len(requests), np.int32)
+        for i, request in enumerate(requests):
+            if draftable(request):
+                done = len(request.output_ids) + len(pending.get(request.rid, ()))
+                found[i] = self._limit(request, done)
+        return found
+
+    def _limit(self, request: Request, done: int) -> int:
+        # The step yields one token more than it accepts of the draft.
+        budget = request.sampling_params.max_new_tokens - done - 1
+        room = self._context - len(request.origin_input_ids) - done - 1
+        return max(0, min(self._longest, budget, room))
+
+    def _agree(self, request: Request, late: Sequence[int]) -> _Known:
+        known = self._known.get(request.rid)
+        if (
+            known is not None
+            and known.request is request
+            and known.tokens <= len(request.output_ids) + len(late)
+        ):
+            return known
+        if known is not None:
+            self._proposer.stop(known.slot)
+        response = np.array(request.output_ids, np.int32)
+        slot = self._proposer.start(np.array(request.origin_input_ids, np.int32), response)
+        self._known[request.rid] = known = _Known(request, slot, len(response), draftable(request))
+        return known
+
+
+def draftable(request: Request) -> bool:
+    """Whether a draft of more than one step ahead can be verified for this request.
+
+    Penalties and custom logit processors depend on every token before, so the logits of a draft's later rows
+    would be those of another text.
+    """
+    params = request.sampling_params
+    return (
+        params.frequency_penalty == 0.0
+        and params.presence_penalty == 0.0
+        and params.repetition_penalty == 1.0
+        and params.min_new_tokens == 0
+        and getattr(request, "custom_logit_processor", None) is None
+    )

@@ -1,0 +1,80 @@
+"""What a step leaves for the next: the last token of each request, and the hidden state it came from."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from arctic_sglang.compat import vendor
+
+
+@dataclasses.dataclass
+class Relay(vendor.SpecInput):  # type: ignore[misc]
+    """One row per request of a batch, in its order.
+
+    With overlap SGLang stores the rows by request (`FutureMap`) and fills them in again before the next step:
+    `future_indices` says whose they are, and batches are filtered and merged by it alone.
+
+    Attributes:
+        bonus_tokens: int64 [rows], the last accepted token, which no forward has seen yet.
+        hidden_states: [rows, hidden size] in the model's dtype, final-normed, of the row that `bonus_tokens` was
+            sampled from; None without a draft head.
+        future_indices: int64 [rows], indices of SGLang's request pool; None without overlap.
+    """
+
+    bonus_tokens: torch.Tensor | None = None
+    hidden_states: torch.Tensor | None = None
+    future_indices: torch.Tensor | None = None
+    # Read by SGLang of every speculative input; trees and sparse attention fill them, paths do not.
+    topk_p: None = None
+    topk_index: None = None
+    draft_probs: None = None
+    dsa_topk_indices: None = None
+    future_dsa_topk_indices_available: bool = False
+    num_tokens_per_req: int = 1
+    num_tokens_for_logprob_per_req: int = 1
+
+    def __post_init__(self) -> None:
+        super().__init__(vendor.SpecInputType.EAGLE_DRAFT)
+
+    def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: list[int] | None = None) -> None:
+        """Keeps the rows of the requests that stay."""
+        if self.future_indices is not None:
+            self.future_indices = self.future_indices[new_indices]
+            return
+        for name in ("bonus_tokens", "hidden_states"):
+            rows = getattr(self, name)
+            if rows is not None:
+                setattr(self, name, rows[new_indices])
+
+    def merge_batch(self, spec_info: Any) -> None:
+        """Adds another batch's rows behind these."""
+        if self.future_indices is not None:
+            self.future_indices = torch.cat([self.future_indices, spec_info.future_indices])
+            return
+        for name in ("bonus_tokens", "hidden_states"):
+            rows = getattr(self, name)
+            if rows is not None:
+                setattr(self, name, torch.cat([rows, getattr(spec_info, name)]))
+
+
+def future_map(*args: Any, **kwargs: Any) -> Any:
+    """SGLang's `FutureMap`, which reads a `Relay` back on every device.
+
+    Args:
+        args: of SGLang's class.
+        kwargs: of SGLang's class.
+    """
+
+    class Futures(vendor.FutureMap):  # type: ignore[misc]
+        def _resolve_spec_extras(self, batch: Any) -> None:
+            # SGLang's own marks the indices as used on a stream, which a CPU does not have; the scheduler keeps
+            # them for two steps anyway.
+            relay = batch.spec_info
+            if relay is None or relay.future_indices is None or len(relay.future_indices) == 0:
+                return
+            relay.bonus_tokens = self.output_tokens_buf[relay.future_indices]
+            if self.need_hidden_states:
+                relay.hidden_states = self.hidden_states_buf[relay.future_indices]
+
+    return Futures(*args, **kwargs)

@@ -1,0 +1,191 @@
+"""A step's forward, and what is accepted of it.
+
+`decode` is a step without drafts, SGLang's plain decode; `verify` one of any width. Both sample every row with
+SGLang's own sampler, so temperature, top-k, top-p, min-p, seeds and grammars mean what they mean without
+speculation, on every device.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from arctic_sglang.compat import vendor
+from speculative.acceptance import accept, rows_of
+from speculative.sglang_worker.relay import Relay
+
+Barrier = Callable[[], None] | None
+# Fields of SGLang's sampling parameters with one row per request.
+_PER_REQUEST = (
+    "temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed", "acc_additive_penalties",
+    "acc_scaling_penalties", "logit_bias",
+)  # fmt: skip
+
+
+def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
+    """One token for every request, through the runner's own decode graphs.
+
+    Args:
+        batch: SGLang's `ScheduleBatch`, isolated: what is set on it is undone by the scheduler.
+        worker: SGLang's worker of the model.
+        relay: what the step before left.
+        barrier: advances grammars over the tokens of the step before; None where they are up to date.
+
+    Returns:
+        SGLang's `GenerationBatchResult`.
+    """
+    runner, seq_lens = worker.model_runner, batch.seq_lens
+    batch.spec_info = None
+    batch.input_ids = relay.bonus_tokens.to(torch.int64)
+    batch.out_cache_loc = _slots(runner, batch.req_pool_indices, seq_lens[:, None])
+    batch.seq_lens = seq_lens + 1
+    if batch.seq_lens_cpu is not None:
+        batch.seq_lens_cpu = batch.seq_lens_cpu + 1
+    batch.seq_lens_sum = None
+    forward_batch = vendor.ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False)
+    out = worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
+    if batch.has_grammar and barrier is not None:
+        barrier()
+    tokens = runner.sample(out.logits_output, forward_batch)
+    _agree(tokens, batch.sampling_info)
+    _stack_logprobs(out.logits_output, batch)
+    lengths = torch.ones(len(tokens), dtype=torch.int32, device=tokens.device)
+    hidden = out.logits_output.hidden_states
+    return _result(out, forward_batch, tokens, lengths, batch.seq_lens, 1, Relay(tokens, hidden))
+
+
+def verify(
+    batch: Any, worker: Any, tokens: torch.Tensor, limits: torch.Tensor, hidden: bool, barrier: Barrier
+) -> Any:
+    """Checks a draft for every request in one forward.
+
+    Args:
+        batch: SGLang's `ScheduleBatch`, isolated.
+        worker: SGLang's worker of the model; its runner has the attention backend and graphs of this width.
+        tokens: int64 [rows, width], the last accepted token, then the draft, then padding.
+        limits: integer [rows], tokens of the draft that may be accepted.
+        hidden: whether the hidden states of the last tokens are wanted.
+        barrier: as in `decode`.
+
+    Returns:
+        SGLang's `GenerationBatchResult`.
+    """
+    runner, seq_lens = worker.model_runner, batch.seq_lens
+    rows, width = tokens.shape
+    positions = seq_lens[:, None] + torch.arange(width, device=seq_lens.device)
+    batch.input_ids = tokens.flatten()
+    batch.out_cache_loc = _slots(runner, batch.req_pool_indices, positions)
+    # Rows behind a draft's end may lie behind the model's last position; nobody reads them.
+    positions = positions.clamp_(max=runner.model_config.context_len - 1).flatten()
+    forward_batch = _forward_batch(batch, runner, positions, width, hidden)
+    tree = vendor.GrammarTree.from_linear_chain(tokens) if batch.has_grammar else None
+    out = worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
+    logits = out.logits_output
+    mask = None
+    if tree is not None:
+        mask = vendor.build_grammar_vocab_mask(
+            reqs=batch.reqs,
+            tree=tree,
+            sampling_info=batch.sampling_info,
+            device=tokens.device,
+            barrier=barrier,
+        )
+    sampled = _sample(runner, logits, batch, positions, width, mask).view(rows, width)
+    accepted = accept(sampled, tokens, limits)
+    if batch.return_logprob:
+        index = torch.arange(rows * width, device=tokens.device).view(rows, width)
+        vendor.compute_spec_v2_logprobs(batch, logits, sampled.flatten(), index, width - 1)
+    states = logits.hidden_states[rows_of(accepted.lengths, width)] if hidden else None
+    return _result(
+        out, forward_batch, sampled.flatten(), accepted.lengths, seq_lens + accepted.lengths, width,
+        Relay(accepted.last, states),
+    )  # fmt: skip
+
+
+def prefill(batch: Any, worker: Any) -> Any:
+    """A prefill step, and what it leaves for the first decode step."""
+    out = worker.forward_batch_generation(batch)
+    out.new_seq_lens = batch.seq_lens
+    out.next_draft_input = Relay(out.next_token_ids, out.logits_output.hidden_states)
+    return out
+
+
+def _slots(runner: Any, requests: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """KV slots int64 [rows * width] of positions integer [rows, width]; SGLang has reserved them."""
+    return runner.req_to_token_pool.req_to_token[requests[:, None], positions].flatten().to(torch.int64)
+
+
+def _forward_batch(batch: Any, runner: Any, positions: torch.Tensor, width: int, hidden: bool) -> Any:
+    mode = (
+        vendor.CaptureHiddenMode.FULL
+        if hidden or batch.return_hidden_states
+        else vendor.CaptureHiddenMode.NULL
+    )
+    batch.spec_info = chain_input(batch.input_ids, positions, width, mode)
+    batch.forward_mode = vendor.ForwardMode.TARGET_VERIFY
+    return vendor.ForwardBatch.init_new(
+        batch, runner, capture_hidden_mode=mode, return_hidden_states_before_norm=False
+    )
+
+
+def chain_input(tokens: torch.Tensor | None, positions: torch.Tensor | None, width: int, mode: Any) -> Any:
+    """SGLang's form of a step that verifies one path per request, with causal attention."""
+    return vendor.DFlashVerifyInput(
+        draft_token=tokens,
+        positions=positions,
+        draft_token_num=width,
+        custom_mask=None,
+        capture_hidden_mode=mode,
+    )
+
+
+def _sample(
+    runner: Any, logits: Any, batch: Any, positions: torch.Tensor, width: int, mask: Any
+) -> torch.Tensor:
+    """A token for every row: [rows * width]."""
+    info = batch.sampling_info
+    repeated = {
+        name: value.repeat_interleave(width, dim=0)
+        for name in _PER_REQUEST
+        if (value := getattr(info, name, None)) is not None
+    }
+    every = dataclasses.replace(
+        info, **repeated, grammars=None, grammar_mask=mask, penalizer_orchestrator=None,
+        has_custom_logit_processor=False, return_sampling_masks=None,
+    )  # fmt: skip
+    output = logits
+    every.apply_logits_bias(logits.next_token_logits)
+    if batch.return_logprob and not info.is_all_greedy:
+        # The sampler turns its logits into probabilities in place; the logprobs are read from them afterwards.
+        output = dataclasses.replace(logits, next_token_logits=logits.next_token_logits.clone())
+    sampled = runner.sampler(output, every, False, [], [], positions)
+    _agree(sampled, info)
+    return sampled
+
+
+def _agree(tokens: torch.Tensor, info: Any) -> None:
+    """Makes rank 0's samples everybody's: the next step's width follows from them, and must be the same."""
+    group = vendor.get_tp_group()
+    if group.world_size > 1 and not info.is_all_greedy:
+        group.broadcast(tokens, src=0)
+
+
+def _stack_logprobs(logits: Any, batch: Any) -> None:
+    # SGLang reads the logprobs of a speculative step as [rows, tokens].
+    if batch.return_logprob and logits.next_token_logprobs is not None:
+        logits.next_token_logprobs = logits.next_token_logprobs.reshape(-1, 1)
+
+
+def _result(
+    out: Any, forward_batch: Any, tokens: torch.Tensor, lengths: torch.Tensor, seq_lens: torch.Tensor, width: int,
+    relay: Relay,
+) -> Any:  # fmt: skip
+    out.next_token_ids = tokens
+    out.accept_lens = lengths
+    out.new_seq_lens = seq_lens
+    out.speculative_num_draft_tokens = width
+    out.next_draft_input = relay
+    # Tensors of the step are read on the device after this returns.
+    out.extra_keep_alive_refs = [forward_batch]
+    return out

@@ -1,0 +1,161 @@
+"""One attention backend and one set of CUDA graphs for each width of a step.
+
+SGLang fixes the tokens per request of a verify step when it makes an attention backend and when it captures
+graphs. A step here is as wide as its drafts deserve, so both exist for every width, and those of the step's
+width are put in the runner's place while it runs. Width 1 is the runner's own plain decode.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from arctic_sglang.compat import vendor
+from speculative.sglang_worker.algorithm import Verifying
+from speculative.sglang_worker.verify import chain_input
+
+logger = logging.getLogger(__name__)
+# Batch sizes that verify steps are captured for; plain decode keeps SGLang's.
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+REPLAYS = 5
+# Backends whose captured plans may be replayed as they are, which is how a step's time is measured.
+_REPLAYABLE = ("FlashAttentionBackend", "TritonAttnBackend")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    backend: Any
+    graphs: Any  # SGLang's decode graph runner, or None without CUDA graphs
+    batches: tuple[int, ...]  # captured batch sizes, ascending; empty without graphs
+
+
+def verify_graphs(runner: Any, backend: Any, width: int, hidden: bool) -> Any:
+    """Captures verify steps of one width: SGLang's decode graph runner, with chains for its drafts."""
+
+    class VerifyGraphs(vendor.DecodeCudaGraphRunner):  # type: ignore[misc]
+        def get_spec_info(self, num_tokens: int) -> Any:
+            """The dummy input of a capture."""
+            mode = vendor.CaptureHiddenMode.FULL if hidden else vendor.CaptureHiddenMode.NULL
+            return chain_input(None, None, self.captured_req_width, mode)
+
+    return VerifyGraphs(
+        runner, attn_backend=backend, speculative_num_steps=width - 1, speculative_num_draft_tokens=width
+    )
+
+
+class Widths:
+    """The shapes that a step can take.
+
+    Args:
+        runner: SGLang's model runner of the model, with its own backend and graphs.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        graphs = runner.decode_cuda_graph_runner
+        sizes = tuple(graphs.capture_bs) if hasattr(graphs, "capture_bs") else ()
+        self._shapes = {1: _Shape(runner.attn_backend, graphs, sizes)}
+
+    def build(self, widths: tuple[int, ...], hidden: bool) -> None:
+        """Makes backends and captures graphs, the widest step first.
+
+        Args:
+            widths: without 1.
+            hidden: whether steps return hidden states.
+        """
+        for width in sorted(widths, reverse=True):
+            started = time.perf_counter()
+            shape = self._build(width, hidden)
+            if shape is None:
+                continue
+            self._shapes[width] = shape
+            logger.info(
+                "arctic-sglang: steps of %d tokens a request, batch sizes %s, %.1f s",
+                width, list(shape.batches) or "any, without graphs", time.perf_counter() - started,
+            )  # fmt: skip
+
+    @property
+    def available(self) -> tuple[int, ...]:
+        """Widths that a step can take, ascending, 1 among them."""
+        return tuple(sorted(self._shapes))
+
+    def fits(self, width: int, rows: int) -> bool:
+        """Whether a step of `rows` requests can be `width` wide; with graphs, only where one was captured."""
+        shape = self._shapes.get(width)
+        return shape is not None and (width == 1 or not shape.batches or rows <= shape.batches[-1])
+
+    @contextlib.contextmanager
+    def use(self, width: int) -> Iterator[None]:
+        """The runner runs steps of this width inside."""
+        runner, shape, own = self._runner, self._shapes[width], self._shapes[1]
+        runner.attn_backend, runner.decode_cuda_graph_runner = shape.backend, shape.graphs
+        try:
+            yield
+        finally:
+            runner.attn_backend, runner.decode_cuda_graph_runner = own.backend, own.graphs
+
+    def measure(self) -> dict[tuple[int, int], float]:
+        """Seconds of each captured step by (batch size, width), with KV caches of one token; empty without graphs."""
+        if type(self._runner.attn_backend).__name__ not in _REPLAYABLE:
+            return {}
+        return {
+            (rows, width): _seconds(shape.graphs, rows)
+            for width, shape in sorted(self._shapes.items())
+            for rows in shape.batches
+            if rows in BATCHES or width > 1
+        }
+
+    def _build(self, width: int, hidden: bool) -> _Shape | None:
+        runner, own = self._runner, self._shapes[1]
+        if runner.device == "cpu":
+            return _Shape(own.backend, own.graphs, ())
+        with self._as_width(width) as batches:
+            if own.batches and not batches:
+                return None
+            backend = runner._get_attention_backend(init_new_workspace=True)
+            if not own.batches:
+                return _Shape(backend, own.graphs, ())
+            graphs = verify_graphs(runner, backend, width, hidden)
+        return _Shape(backend, graphs, tuple(graphs.capture_bs))
+
+    @contextlib.contextmanager
+    def _as_width(self, width: int) -> Iterator[list[int]]:
+        """SGLang's settings are those of one width inside; yields the batch sizes to capture."""
+        runner, own = self._runner, self._shapes[1]
+        context, spec = vendor.get_context(), vendor.get_spec()
+        decode = runner.server_args.cuda_graph_config.decode
+        before = {
+            name: getattr(spec, name) for name in ("speculative_num_draft_tokens", "speculative_num_steps")
+        }
+        algorithm, sizes, workspace = runner.spec_algorithm, decode.bs, runner.init_new_workspace
+        # The buffer of logits that all graphs share has as many rows as plain decode's largest batch.
+        batches = [rows for rows in BATCHES if own.batches and rows * width <= own.batches[-1]]
+        try:
+            runner.spec_algorithm = Verifying(algorithm.name, algorithm.factory, supports_overlap=True)
+            decode.bs = batches or sizes
+            context.override(
+                "arctic-sglang", speculative_num_draft_tokens=width, speculative_num_steps=width - 1
+            )
+            yield batches
+        finally:
+            runner.spec_algorithm, decode.bs, runner.init_new_workspace = algorithm, sizes, workspace
+            context.override("arctic-sglang", **before)
+
+
+def _seconds(graphs: Any, rows: int) -> float:
+    """Seconds of a captured step, replayed as SGLang replays it, with dummy requests of one token."""
+    forward_batch, backend, _ = graphs.capture_prepare(rows)
+    key = graphs._make_graph_key(rows)
+    with vendor.forward_context(vendor.ForwardContext(attn_backend=backend)):
+        backend.init_forward_metadata_out_graph(forward_batch)
+        graphs.backend.replay(key, forward_batch)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(REPLAYS):
+            graphs.backend.replay(key, forward_batch)
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / REPLAYS

@@ -1,0 +1,199 @@
+"""The worker that SGLang's scheduler calls for every step."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from arctic_sglang.compat import vendor
+from speculative.cost import CostTable
+from speculative.metrics import Collectors, Statistics
+from speculative.policy import Policy
+from speculative.requests import Requests
+from speculative.settings import SpeculationSettings
+from speculative.sglang_worker import verify
+from speculative.sglang_worker.drafting import Drafting, Plan
+from speculative.sglang_worker.head import Head
+from speculative.sglang_worker.staging import Staging
+from speculative.sglang_worker.widths import Widths
+from speculative.suffix import SuffixProposer, SuffixSettings
+
+logger = logging.getLogger(__name__)
+# What the GPU stands idle for when a step waits for the one before: reading its tokens, asking the index,
+# launching. The policy weighs it against the tokens that a draft promises.
+WAIT_SECONDS = 5e-4
+# Tokens of a prompt's end that are remembered with its response, so that the same question is known from its
+# first token on.
+PROMPT_TAIL = 8
+
+
+class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
+    """Drafts from a suffix index, a draft head or both, verified by the model.
+
+    The signature is SGLang's: `server_args` is a copy made for this worker, `ps` says which rank this is.
+    """
+
+    def __init__(self, server_args: Any, gpu_id: int, ps: Any, nccl_port: int, target_worker: Any) -> None:
+        super().__init__()
+        self.server_args = server_args
+        self.device = server_args.device
+        self._target_worker = target_worker
+        self._runner = target_worker.model_runner
+        self._rank = ps.tp_rank
+        self._settings = SpeculationSettings.of(vars(server_args))
+        self._head: Head | None = None
+        if self._settings.head_path is not None:
+            self._head = Head.load(self._settings, server_args, self._runner)
+        self._proposer = SuffixProposer(suffix_settings(server_args, self._settings.width - 1))
+
+    @property
+    def draft_worker(self) -> None:
+        """None: no draft model of SGLang's kind."""
+        return
+
+    def alloc_memory_pool(self, **pools: Any) -> None:
+        """Takes the model's pools; nothing of its own is cached on the device.
+
+        Args:
+            pools: SGLang's pools, by name.
+        """
+        self.req_to_token_pool = pools["req_to_token_pool"]
+        self.token_to_kv_pool_allocator = pools["token_to_kv_pool_allocator"]
+
+    def init_attention_backends(self) -> None:
+        """Nothing: the backends of verify steps are made with their graphs."""
+
+    def init_cuda_graphs(self) -> None:
+        """Captures every width, measures what steps cost, and sets up the policy with it."""
+        settings, runner = self._settings, self._runner
+        self._proposer.warm()
+        self._widths = Widths(runner)
+        self._widths.build(settings.widths, hidden=self._head is not None)
+        table = self._cost_table()
+        rows = runner.max_running_requests
+        self._staging = Staging(rows, settings.width, self.device)
+        head_seconds = self._head.prepare(rows) if self._head is not None else 0.0
+        requests = Requests(self._proposer, settings.width - 1, runner.model_config.context_len)
+        self._requests = requests
+        self._drafting = Drafting(
+            requests, Policy(table, max_batch=settings.max_batch, longest=settings.width - 1),
+            suffix=settings.suffix, head_tokens=self._head.tokens if self._head is not None else 0,
+            head_seconds=head_seconds, bar=settings.bar,
+            wait_seconds=0.0 if self.server_args.disable_overlap_schedule else WAIT_SECONDS,
+            statistics=Statistics(self._widths.available, log=self._log(), collectors=self._collectors()),
+        )  # fmt: skip
+
+    def forward_batch_generation(
+        self, batch: Any, on_publish: Any = None, grammar_barrier: Any = None
+    ) -> Any:
+        """Runs a step.
+
+        Args:
+            batch: SGLang's `ScheduleBatch`.
+            on_publish: takes the requests' new lengths as soon as they are on the device.
+            grammar_barrier: advances grammars over the step before.
+
+        Returns:
+            SGLang's `GenerationBatchResult`.
+        """
+        prefill = batch.forward_mode.is_extend() or batch.is_extend_in_batch
+        if prefill:
+            result = verify.prefill(batch, self._target_worker)
+        else:
+            result = self._decode(batch, grammar_barrier)
+        if on_publish is not None:
+            on_publish(result.new_seq_lens)
+        self._drafting.launched(batch, result, prefill=prefill)
+        self._proposer.work()  # while the device runs the step
+        return result
+
+    def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
+        """Learns what was accepted, when SGLang has it on the host.
+
+        Args:
+            num_correct_drafts_per_req: draft tokens accepted, by row of the step.
+            batch_size: rows.
+        """
+        self._drafting.verified(num_correct_drafts_per_req)
+
+    def note_request_finished(self, *, rid: str, natural_stop: bool) -> None:
+        """Gives the request's slot back.
+
+        Args:
+            rid: the request.
+            natural_stop: whether it ended by a stop token.
+        """
+        self._requests.finish(rid)
+
+    def clear_cache_pool(self) -> None:
+        """Forgets the responses of earlier requests, with SGLang's own cache."""
+        self._requests.sweep()
+        self._proposer.clear()
+
+    def update_weights_from_tensor(self, recv_req: Any) -> tuple[bool, str]:
+        """New weights for the model; the head keeps its own."""
+        return self._target_worker.update_weights_from_tensor(recv_req)
+
+    def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:
+        """Nothing: the scheduler updates the model itself, and the head keeps its weights."""
+        return True, "The draft head keeps its weights."
+
+    def update_weights_from_ipc(self, recv_req: Any) -> tuple[bool, str]:
+        """Nothing, as for `update_weights_from_disk`."""
+        return True, "The draft head keeps its weights."
+
+    def _decode(self, batch: Any, barrier: Any) -> Any:
+        relay = batch.spec_info
+        plan = self._drafting.plan(batch)
+        if plan.width == 1:
+            return verify.decode(batch, self._target_worker, relay, barrier)
+        tokens, limits = self._drafts(plan, relay)
+        with self._widths.use(plan.width):
+            return verify.verify(batch, self._target_worker, tokens, limits, self._head is not None, barrier)
+
+    def _drafts(self, plan: Plan, relay: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the step verifies, int64 [rows, width], and how much of each draft may be accepted."""
+        staged = self._staging.put(plan)
+        drafted = staged.tokens
+        if self._head is not None and staged.from_head is not None:
+            drafted = self._head.fill(drafted, staged.from_head, relay)
+        return torch.cat([relay.bonus_tokens.to(torch.int64)[:, None], drafted], dim=1), staged.limits
+
+    def _log(self) -> Callable[[str], None] | None:
+        return logger.info if self._rank == 0 else None
+
+    def _collectors(self) -> Collectors | None:
+        args = self.server_args
+        if not args.enable_metrics or (self._rank and not args.enable_metrics_for_all_schedulers):
+            return None
+        return Collectors({"model_name": args.served_model_name, "tp_rank": str(self._rank)})
+
+    def _cost_table(self) -> CostTable:
+        measured = self._widths.measure()
+        if measured and vendor.get_tp_group().world_size > 1:
+            # Ranks must choose the same widths, so all of them go by rank 0's clock.
+            pairs = sorted(measured)
+            seconds = torch.tensor(
+                [measured[pair] for pair in pairs], dtype=torch.float64, device=self.device
+            )
+            vendor.get_tp_group().broadcast(seconds, src=0)
+            measured = dict(zip(pairs, seconds.tolist(), strict=True))
+        if not measured:
+            rows = min(self._runner.max_running_requests, 256)
+            return CostTable.linear(self._widths.available, rows, constant=16.0)
+        return CostTable(measured)
+
+
+def suffix_settings(args: Any, longest: int) -> SuffixSettings:
+    """The suffix index's settings, as the flags say.
+
+    Args:
+        args: SGLang's arguments with ours.
+        longest: tokens of the longest draft that can be verified.
+    """
+    return SuffixSettings(
+        max_depth=args.suffix_max_depth, max_spec_factor=args.suffix_max_spec_factor,
+        max_spec_offset=args.suffix_max_spec_offset, min_token_prob=args.suffix_min_token_prob, max_draft=longest,
+        capacity_tokens=args.suffix_cache_tokens, prompt_tail=min(PROMPT_TAIL, args.suffix_max_depth),
+    )  # fmt: skip

@@ -1,0 +1,448 @@
+"""The suffix index under numba. All compiled code is in this file, so that its cache cannot go stale in part.
+
+An index is a set of flat arrays. Tokens lie in pages of 16; a sequence is a chain of pages, and a token's
+place is `page * 16 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
+tokens to the newest place that ends them, and `links` leads from there to the next older place of the same
+hash: places that do not match are dropped by comparing tokens, which also gives the match's true length.
+
+What heads and links hold are places in a numbering that only grows (a ring of pages; its newest page is
+`ring[NEWEST]`): a page that is overwritten gets a new number, and what still points at its old one is seen
+to be older than the ring and dropped. Eviction is thus free. It takes that what a head or link leads to is
+always older than whatever came before it in the walk: a page enters the ring whole, once a request has said
+that much or is over. Requests' own texts use the same arrays with a
+numbering that is simply the place.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from speculative.suffix.settings import PAGE, SPARED
+
+# ring: number of the newest page, where it lies, how many pages there are.
+NEWEST, LIES, PAGES = 0, 1, 2
+# rows, one per slot: tokens, place of the last (0: none); how many are indexed, place of the last indexed and
+# the stretch it lies in; of the kept response: its last page (0: none), and how many of the
+# tokens need not be kept any more.
+LENGTH, LAST, INDEXED, REACHED, STRETCH, KEPT, DONE = range(7)
+FIELDS = 7
+
+Int32 = NDArray[np.int32]
+
+
+class Index(NamedTuple):
+    """The arrays of an index; int32 but for `used`."""
+
+    tokens: Int32  # [pages * 16], -1 where nothing is
+    links: Int32  # [pages * 16, levels], 0 where the chain ends
+    heads: Int32  # [levels, pages * 16], 0 where nothing is
+    before: Int32  # [pages], the page before in the same sequence
+    after: Int32  # [pages]
+    owner: Int32  # [pages], slot that took it
+    used: NDArray[np.uint8]  # [pages], a draft was taken from it
+    ring: Int32  # [3]
+
+
+class Slots(NamedTuple):
+    """What is known of each request, by slot."""
+
+    rows: Int32  # [slots, FIELDS]
+    bases: Int32  # [slots, stretches], first place of each stretch of pages that holds a request's text
+    sizes: Int32  # [slots, stretches], its size in tokens; its part of `heads` has the same bounds
+
+
+class Params(NamedTuple):
+    """`SuffixSettings` as the kernels take it."""
+
+    levels: Int32
+    depth: int
+    occurrences: int
+    visits: int  # places that one look-up may visit
+    max_draft: int
+    factor: float
+    offset: float
+    min_prob: float
+    lru: bool
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled at the first call; kept on disk where numba finds a folder that it may write to."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba's way of saying that there is none
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _number(ring: Int32, place: int) -> int:
+    """The growing number of a place in the ring."""
+    ago = ring[LIES] - place // PAGE
+    if ago < 0:
+        ago += ring[PAGES]
+    return (ring[NEWEST] - ago) * PAGE + place % PAGE
+
+
+@_compiled
+def _place(ring: Int32, number: int) -> int:
+    """The place of a number, 0 if it was overwritten since."""
+    ago = ring[NEWEST] - number // PAGE
+    if number == 0 or ago >= ring[PAGES]:
+        return 0
+    page = ring[LIES] - ago
+    if page < 1:
+        page += ring[PAGES]
+    return page * PAGE + number % PAGE
+
+
+@_compiled
+def _back(before: Int32, place: int) -> int:
+    if place % PAGE:
+        return place - 1
+    page = before[place // PAGE]
+    return page * PAGE + PAGE - 1 if page else 0
+
+
+@_compiled
+def _ahead(tokens: Int32, after: Int32, place: int) -> int:
+    """The next place of the sequence if a token is there, else 0."""
+    place += 1
+    if place % PAGE == 0:
+        place = after[place // PAGE - 1] * PAGE
+    return place if place and tokens[place] >= 0 else 0
+
+
+@_compiled
+def _mixed(code: np.uint64, token: int) -> np.uint64:
+    return (code + np.uint64(token + 1)) * np.uint64(0x9E3779B97F4A7C15)
+
+
+@_compiled
+def _bucket(code: np.uint64, size: int) -> int:
+    code = (code ^ (code >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return np.int64(((code >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
+
+
+@_compiled
+def _insert(index: Index, levels: Int32, place: int, base: int, size: int) -> None:
+    """Makes the runs of tokens that end at a place known to heads[:, base : base + size]."""
+    number = _number(index.ring, place)
+    code, at, taken = np.uint64(0), place, 0
+    for level in range(len(levels)):
+        while taken < levels[level]:
+            if at == 0:
+                return
+            code = _mixed(code, index.tokens[at])
+            at = _back(index.before, at)
+            taken += 1
+        bucket = base + _bucket(code, size)
+        index.links[place, level] = index.heads[level, bucket]
+        index.heads[level, bucket] = number
+
+
+@_compiled
+def _following(own: Index, slots: Slots, slot: int, place: int) -> int:
+    """Where the token after the one at `place` (0: none yet) of a request's own text goes; there is room."""
+    if place == 0:
+        return slots.bases[slot, 0]
+    place += 1
+    return place if place % PAGE else own.after[place // PAGE - 1] * PAGE
+
+
+@_compiled
+def index_text(own: Index, slots: Slots, params: Params, slot: int, count: int) -> None:
+    """Indexes the next `count` tokens of a request's own text."""
+    row = slots.rows[slot]
+    for _ in range(count):
+        row[REACHED] = _following(own, slots, slot, row[REACHED])
+        if not 0 <= row[REACHED] - slots.bases[slot, row[STRETCH]] < slots.sizes[slot, row[STRETCH]]:
+            row[STRETCH] += 1
+        base, size = slots.bases[slot, row[STRETCH]], slots.sizes[slot, row[STRETCH]]
+        _insert(own, params.levels, row[REACHED], base, size)
+    row[INDEXED] += count
+
+
+@_compiled
+def _extend_text(own: Index, slots: Slots, params: Params, slot: int, new: Int32) -> None:
+    """Appends to a request's own text. Behind a prompt that waits to be indexed, the new tokens wait too."""
+    row = slots.rows[slot]
+    waits = row[INDEXED] < row[LENGTH]
+    for token in new:
+        row[LAST] = _following(own, slots, slot, row[LAST])
+        own.tokens[row[LAST]] = token
+    row[LENGTH] += len(new)
+    if not waits:
+        index_text(own, slots, params, slot, len(new))
+
+
+@_compiled
+def _unlink(kept: Index, slots: Slots, page: int) -> None:
+    """Takes a page out of the sequence it is in; what follows it there begins anew."""
+    if kept.before[page]:
+        kept.after[kept.before[page]] = 0
+    if kept.after[page]:
+        kept.before[kept.after[page]] = 0
+    if slots.rows[kept.owner[page], KEPT] == page:
+        slots.rows[kept.owner[page], KEPT] = 0
+
+
+@_compiled
+def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
+    """The next page of the ring for a response; under "lru" pages in use are spared and become the newest."""
+    spared = 0
+    while True:
+        kept.ring[NEWEST] += 1
+        kept.ring[LIES] = kept.ring[LIES] % kept.ring[PAGES] + 1
+        page = np.int64(kept.ring[LIES])
+        first = page * PAGE
+        if not params.lru or not kept.used[page] or spared == SPARED:
+            break
+        kept.used[page] = 0
+        spared += 1
+        for place in range(first, first + PAGE):
+            if kept.tokens[place] >= 0:
+                _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
+    _unlink(kept, slots, page)
+    kept.tokens[first : first + PAGE] = -1
+    kept.owner[page], kept.used[page], kept.after[page] = slot, 0, 0
+    kept.before[page] = slots.rows[slot, KEPT]
+    if kept.before[page]:
+        kept.after[kept.before[page]] = page
+    slots.rows[slot, KEPT] = page
+
+
+@_compiled
+def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least: int) -> None:
+    """Puts what a request has said since into the index of responses, as long as it is `least` tokens or more."""
+    row = slots.rows[slot]
+    if kept.ring[PAGES] == 0 or row[LENGTH] - row[DONE] < least:
+        return
+    source = np.int64(row[LAST])
+    for _ in range(row[DONE] + 1, row[LENGTH]):
+        source = _back(own.before, source)
+    while row[LENGTH] - row[DONE] >= least:
+        _new_page(kept, slots, params, slot)
+        first = row[KEPT] * PAGE
+        for place in range(first, first + min(PAGE, row[LENGTH] - row[DONE])):
+            kept.tokens[place] = own.tokens[source]
+            _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
+            source = _ahead(own.tokens, own.after, source)
+            row[DONE] += 1
+
+
+class Voters(NamedTuple):
+    """Room for the matches of one look-up, and for two drafts. `[occurrences]` but for the drafts."""
+
+    places: Int32  # where each match ends, most recent first
+    lengths: Int32  # and how many tokens it shares with the request's last
+    at: Int32  # where each voter has got to
+    began: Int32  # the place it came from
+    votes: Int32  # the token it names
+    context: Int32  # [max_depth], the request's last tokens, newest first
+    draft: Int32  # [max_draft]
+
+
+@_compiled
+def _matched(index: Index, place: int, context: Int32) -> int:
+    length = 0
+    while place and length < len(context) and index.tokens[place] == context[length]:
+        length += 1
+        place = _back(index.before, place)
+    return length
+
+
+@_compiled
+def _look_up(
+    index: Index,
+    params: Params,
+    level: int,
+    context: Int32,
+    base: int,
+    size: int,
+    voters: Voters,
+    found: int,
+    visits: int,
+) -> tuple[int, int]:
+    """Adds the matches of one stretch to `voters`: how many there are now, and how many visits are left."""
+    code = np.uint64(0)
+    for at in range(params.levels[level]):
+        code = _mixed(code, context[at])
+    place = _place(index.ring, index.heads[level, base + _bucket(code, size)])
+    while place and visits and found < params.occurrences:
+        visits -= 1
+        length = _matched(index, place, context)
+        if length >= params.levels[level] and _ahead(index.tokens, index.after, place):
+            voters.places[found], voters.lengths[found] = place, length
+            found += 1
+        place = _place(index.ring, index.links[place, level])
+    return found, visits
+
+
+@_compiled
+def _poll(index: Index, voters: Voters, count: int) -> tuple[int, int]:
+    """Moves the first `count` voters on by a token; those that cannot go drop out. The others, and the ayes."""
+    going_on = 0
+    for voter in range(count):
+        place = _ahead(index.tokens, index.after, voters.at[voter])
+        if place:
+            voters.at[going_on], voters.began[going_on] = place, voters.began[voter]
+            voters.votes[going_on] = index.tokens[place]
+            going_on += 1
+    return going_on
+
+
+@_compiled
+def _most_frequent(votes: Int32, count: int) -> tuple[int, int]:
+    """The most frequent of the first `count` votes, the first of them on a tie, and how often it occurs."""
+    best, most = votes[0], 0
+    for first in range(count):
+        if count - first <= most:
+            break
+        ayes = 0
+        for vote in range(first, count):
+            ayes += votes[vote] == votes[first]
+        if ayes > most:
+            best, most = votes[first], ayes
+    return best, most
+
+
+@_compiled
+def _path(
+    index: Index, params: Params, voters: Voters, found: int, length: int, budget: int
+) -> tuple[int, float, int]:
+    """The draft of the matches of at least `length`, to `voters.draft`: its length, its score, its foremost voter."""
+    count, drafted, prob, score, began = 0, 0, 1.0, 0.0, 0
+    for match in range(found):
+        if voters.lengths[match] >= length:
+            voters.at[count] = voters.began[count] = voters.places[match]
+            count += 1
+    while drafted < budget:
+        count = _poll(index, voters, count)
+        if count == 0:
+            break
+        token, ayes = _most_frequent(voters.votes, count)
+        prob *= ayes / count
+        if prob < params.min_prob:
+            break
+        agreeing = 0
+        for voter in range(count):
+            if voters.votes[voter] == token:
+                voters.at[agreeing], voters.began[agreeing] = voters.at[voter], voters.began[voter]
+                agreeing += 1
+        count, began = agreeing, voters.began[0]
+        voters.draft[drafted] = token
+        drafted += 1
+        score += prob
+    return drafted, score, began
+
+
+@_compiled
+def _budget(params: Params, length: int, limit: int) -> int:
+    return max(0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6)))
+
+
+@_compiled
+def _best(
+    index: Index,
+    params: Params,
+    bases: Int32,
+    sizes: Int32,
+    limit: int,
+    context: Int32,
+    voters: Voters,
+    out: Int32,
+    bar: float,
+) -> tuple[int, float, int]:
+    """The best draft whose score exceeds `bar`, to `out`: as `_path`, or 0, `bar`, 0.
+
+    What cannot win is not looked at: no draft scores more than its budget, and budgets shrink with the match.
+    """
+    drafted, score, began = 0, bar, 0
+    ceiling = params.depth + 1
+    for level in range(len(params.levels) - 1, -1, -1):
+        if params.levels[level] > len(context):
+            continue
+        if score >= _budget(params, ceiling - 1, limit):
+            break
+        found, visits = 0, params.visits
+        for stretch in range(len(bases) - 1, -1, -1):
+            base, size = bases[stretch], sizes[stretch]
+            found, visits = _look_up(index, params, level, context, base, size, voters, found, visits)
+        while True:
+            length = 0
+            for match in range(found):
+                if length < voters.lengths[match] < ceiling:
+                    length = voters.lengths[match]
+            budget = _budget(params, length, limit)
+            if length == 0 or score >= budget:
+                break
+            tried, reached, foremost = _path(index, params, voters, found, length, budget)
+            if reached > score:
+                drafted, score, began = tried, reached, foremost
+                out[:drafted] = voters.draft[:drafted]
+            ceiling = length
+        ceiling = params.levels[level]
+    return drafted, score, began
+
+
+@_compiled
+def _mark(kept: Index, place: int, count: int) -> None:
+    """Notes that a draft was taken from the `count` tokens after a place."""
+    for _ in range(count):
+        place = _ahead(kept.tokens, kept.after, place)
+        kept.used[place // PAGE] = 1
+
+
+@_compiled
+def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
+    """The request's last tokens, newest first."""
+    place, count = np.int64(slots.rows[slot, LAST]), 0
+    while place and count < len(context):
+        context[count] = own.tokens[place]
+        place = _back(own.before, place)
+        count += 1
+    return context[:count]
+
+
+@_compiled
+def step(
+    own: Index,
+    kept: Index,
+    slots: Slots,
+    params: Params,
+    voters: Voters,
+    ids: Int32,
+    tokens: Int32,
+    offsets: Int32,
+    limits: Int32,
+    out: Int32,
+    lengths: Int32,
+    scores: NDArray[np.float32],
+) -> None:
+    """`Proposer.step`: rows `ids` take in their tokens, then draft into `out`, `lengths` and `scores`."""
+    for row in range(len(ids)):
+        new = tokens[offsets[row] : offsets[row + 1]]
+        _extend_text(own, slots, params, ids[row], new)
+        keep(own, kept, slots, params, ids[row], PAGE)
+    all_bases = np.full(1, PAGE, np.int32)
+    all_sizes = np.full(1, kept.ring[PAGES] * PAGE, np.int32)
+    for row in range(len(ids)):
+        if limits[row] <= 0:
+            continue
+        slot = ids[row]
+        context = _context(own, slots, slot, voters.context)
+        count = slots.rows[slot, STRETCH] + 1
+        bases, sizes = slots.bases[slot, :count], slots.sizes[slot, :count]
+        drafted, score, _ = _best(own, params, bases, sizes, limits[row], context, voters, out[row], 0.0)
+        if kept.ring[PAGES]:
+            better, reached, began = _best(
+                kept, params, all_bases, all_sizes, limits[row], context, voters, out[row], score
+            )
+            if better:
+                drafted, score = better, reached
+                _mark(kept, began, drafted)
+        out[row, drafted:] = 0  # the rest of a longer draft that lost
+        lengths[row], scores[row] = drafted, score

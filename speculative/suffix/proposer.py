@@ -1,0 +1,212 @@
+"""`SuffixProposer`: suffix decoding for a server. One compiled call a step for all requests."""
+
+import heapq
+from collections import deque
+
+import numpy as np
+
+from speculative.base import Drafts, Int32
+from speculative.suffix import kernels
+from speculative.suffix.kernels import (
+    DONE,
+    FIELDS,
+    INDEXED,
+    KEPT,
+    LAST,
+    LENGTH,
+    NEWEST,
+    PAGES,
+    Params,
+    Slots,
+    Voters,
+)
+from speculative.suffix.settings import MAX_TOKENS, PAGE, SuffixSettings
+from speculative.suffix.store import Stretches, grown, new_index, renumbered
+
+ROOM = 512  # tokens of response that a new request gets room for beside its prompt
+VISITS = 8  # places visited per vote wanted, at most: strangers of the same hash cost time
+
+
+class SuffixProposer:
+    """A `Proposer` that copies from the request's own text and from the responses of others.
+
+    `step` releases the GIL and costs the same however long the texts are. The specification is `SuffixTwin`.
+    """
+
+    def __init__(self, settings: SuffixSettings | None = None, visits: int | None = None) -> None:
+        """An empty index.
+
+        Args:
+            settings: see there.
+            visits: bound of the places that one look-up may visit, default 8 for each of the votes wanted.
+        """
+        self.settings = told = settings or SuffixSettings()
+        self._params = Params(
+            levels=np.array(told.levels, np.int32),
+            depth=told.max_depth,
+            occurrences=told.occurrences,
+            visits=visits or VISITS * told.occurrences,
+            max_draft=told.max_draft,
+            factor=float(told.max_spec_factor),
+            offset=float(told.max_spec_offset),
+            min_prob=float(told.min_token_prob),
+            lru=told.eviction == "lru",
+        )
+        self._voters = Voters(
+            *(np.zeros(told.occurrences, np.int32) for _ in range(5)),
+            np.zeros(told.max_depth, np.int32),
+            np.zeros(told.max_draft, np.int32),
+        )
+        self._own = new_index(told.active_tokens // PAGE, len(told.levels), in_use=True)
+        self._kept = new_index(told.pages, len(told.levels), in_use=False)
+        self._stretches = Stretches(told.active_tokens // PAGE)
+        self._slots = Slots(*(np.zeros((16, width), np.int32) for width in (FIELDS, 8, 8)))
+        self._room = np.full(16, -1, np.int64)  # tokens each slot has room for, -1: not running
+        self._held: dict[int, list[tuple[int, int]]] = {}
+        self._free: list[int] = []
+        self._waiting: deque[int] = deque()
+
+    def warm(self) -> None:
+        """Compiles (or loads from numba's cache) everything, so that the first request need not wait."""
+        other = SuffixProposer(SuffixSettings(capacity_tokens=PAGE, active_tokens=64 * PAGE))
+        few = np.zeros(4, np.int32)
+        other.start(few, few)
+        other.work()
+        other.step(few[:1], few, np.array([0, 4], np.int32), few[:1] + 4)
+
+    def start(self, prompt: Int32, response: Int32) -> int:
+        """See `Proposer.start`. What `response` holds was kept when it was generated and is not kept again.
+
+        Raises:
+            ValueError: a token is negative.
+        """
+        text = np.concatenate([_tokens("prompt", prompt), _tokens("response", response)])
+        slot = heapq.heappop(self._free) if self._free else len(self._held)
+        self._admit(slot)
+        self._reserve(slot, len(text) + ROOM)
+        if len(text):
+            first = self._slots.bases[slot, 0]
+            self._own.tokens[first : first + len(text)] = text
+            self._slots.rows[slot, LENGTH], self._slots.rows[slot, LAST] = len(text), first + len(text) - 1
+            self._waiting.append(slot)
+        self._slots.rows[slot, DONE] = max(0, len(text) - self.settings.prompt_tail)
+        return slot
+
+    def step(self, slots: Int32, tokens: Int32, offsets: Int32, limits: Int32) -> Drafts:
+        """See `Proposer.step`. All rows take in before any drafts.
+
+        Raises:
+            ValueError: a slot is not running, a token is negative, or the lengths of the arrays disagree.
+        """
+        slots, offsets, limits = (np.ascontiguousarray(array, np.int32) for array in (slots, offsets, limits))
+        tokens = _tokens("tokens", tokens)
+        self._check(slots, tokens, offsets, limits)
+        drafts = Drafts.nothing(len(slots), min(self.settings.max_draft, int(limits.max(initial=0))))
+        wanted = self._slots.rows[slots, LENGTH] + np.diff(offsets)
+        for row in np.flatnonzero(wanted > self._room[slots]):
+            slot = int(slots[row])
+            self._reserve(slot, max(int(wanted[row] - self._room[slot]), int(self._room[slot]) // 2))
+        self._renumber()
+        arrays = (slots, tokens, offsets, limits, drafts.tokens, drafts.lengths, drafts.scores)
+        kernels.step(self._own, self._kept, self._slots, self._params, self._voters, *arrays)
+        return drafts
+
+    def work(self) -> None:
+        """Indexes up to `slice_tokens` tokens of waiting requests, first come first served."""
+        left = self.settings.slice_tokens
+        while self._waiting and left:
+            slot = self._waiting[0]
+            row = self._slots.rows[slot]
+            count = min(left, int(row[LENGTH] - row[INDEXED]))
+            kernels.index_text(self._own, self._slots, self._params, slot, count)
+            left -= count
+            if row[INDEXED] == row[LENGTH]:
+                self._waiting.popleft()
+
+    def stop(self, slot: int) -> None:
+        """See `Proposer.stop`. The response stays for later requests.
+
+        Raises:
+            ValueError: the slot is not running.
+        """
+        if slot not in self._held:
+            raise ValueError(f"slot {slot} is not running; stop each slot that start gave once")
+        self._renumber()
+        kernels.keep(self._own, self._kept, self._slots, self._params, slot, 1)
+        for stretch in self._held.pop(slot):
+            self._stretches.give(*stretch)
+        if slot in self._waiting:
+            self._waiting.remove(slot)
+        self._slots.rows[slot, KEPT] = 0
+        self._room[slot] = -1
+        heapq.heappush(self._free, slot)
+
+    def clear(self) -> None:
+        """Forgets all responses, those of running requests too; what these generate next is kept again."""
+        self._kept.ring[NEWEST] += self._kept.ring[PAGES]
+        for array in (self._kept.before, self._kept.after, self._kept.used):
+            array.fill(0)
+        self._slots.rows[:, KEPT] = 0
+        self._slots.rows[:, DONE] = self._slots.rows[:, LENGTH]
+        self._renumber()
+
+    def _admit(self, slot: int) -> None:
+        if slot == len(self._room):
+            self._slots = Slots(*(np.concatenate([array, np.zeros_like(array)]) for array in self._slots))
+            self._room = np.concatenate([self._room, np.full_like(self._room, -1)])
+        self._slots.rows[slot] = 0
+        self._slots.sizes[slot] = 0
+        self._held[slot] = []
+        self._room[slot] = 0
+
+    def _reserve(self, slot: int, tokens: int) -> None:
+        """One more stretch of pages for a request's own text, behind those it has."""
+        pages, held = -(-tokens // PAGE), self._held[slot]
+        first = self._stretches.take(pages)
+        while first is None:
+            had = int(self._own.ring[PAGES])
+            self._own = grown(self._own, 2 * had)
+            self._stretches.give(had + 1, had)
+            first = self._stretches.take(pages)
+        own, start, end = self._own, first * PAGE, (first + pages) * PAGE
+        own.tokens[start:end] = -1
+        own.heads[:, start:end] = 0
+        own.after[first : first + pages] = [*range(first + 1, first + pages), 0]
+        own.before[first : first + pages] = [0, *range(first, first + pages - 1)]
+        if held:
+            last = sum(held[-1]) - 1
+            own.after[last], own.before[first] = first, last
+        if len(held) == self._slots.bases.shape[1]:
+            wider = (np.pad(array, ((0, 0), (0, array.shape[1]))) for array in self._slots[1:])
+            self._slots = Slots(self._slots.rows, *wider)
+        self._slots.bases[slot, len(held)], self._slots.sizes[slot, len(held)] = start, end - start
+        held.append((first, pages))
+        self._room[slot] += pages * PAGE
+
+    def _renumber(self) -> None:
+        if self._kept.ring[NEWEST] * PAGE > 4 * MAX_TOKENS:
+            renumbered(self._kept)
+
+    def _check(self, slots: Int32, tokens: Int32, offsets: Int32, limits: Int32) -> None:
+        if len(limits) != len(slots) or len(offsets) != len(slots) + 1:
+            raise ValueError(
+                f"{len(slots)} slots, {len(limits)} limits, {len(offsets)} offsets; give a limit for each slot "
+                "and one offset more"
+            )
+        if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():
+            raise ValueError(
+                f"offsets run from {offsets[0]} to {offsets[-1]}; they must rise from 0 to {len(tokens)}"
+            )
+        known = (slots >= 0) & (slots < len(self._room))
+        known[known] = self._room[slots[known]] >= 0
+        if not known.all():
+            raise ValueError(
+                f"slots {slots[~known].tolist()} are not running; step only slots that start gave"
+            )
+
+
+def _tokens(name: str, tokens: Int32) -> Int32:
+    tokens = np.ascontiguousarray(tokens, np.int32)
+    if tokens.ndim != 1 or tokens.min(initial=0) < 0:
+        raise ValueError(f"{name} must be one row of token ids, none negative; its least is {tokens.min()}")
+    return tokens
