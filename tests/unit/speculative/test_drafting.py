@@ -1,0 +1,143 @@
+"""The host's side of a step, with a proposer that is played."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from speculative.base import Drafts
+from speculative.cost import CostTable
+from speculative.metrics import Statistics
+from speculative.policy import Policy, Source
+from speculative.requests import Requests
+from tests.unit.speculative.test_requests import Asked
+
+drafting = pytest.importorskip("speculative.sglang_worker.drafting")
+
+
+class Played:
+    """Drafts what it is told to, once it has been told a number of tokens."""
+
+    def __init__(self, after):
+        self.after, self.heard, self.calls = after, 0, []
+
+    def start(self, prompt, response):
+        self.heard += len(response)
+        return 0
+
+    def step(self, slots, tokens, offsets, limits):
+        self.heard += len(tokens)
+        self.calls.append(tokens.tolist())
+        length = 4 if self.heard >= self.after and limits[0] else 0
+        row = np.array([[7, 7, 7, 7]], np.int32)
+        return Drafts(row, np.array([length], np.int32), np.array([float(length)], np.float32))
+
+    def stop(self, slot):
+        pass
+
+
+class Event:
+    def __init__(self):
+        self.waited = 0
+
+    def synchronize(self):
+        self.waited += 1
+
+
+def result(tokens, lengths, width):
+    ids = np.array(tokens)
+    return SimpleNamespace(
+        copy_done=Event(), next_token_ids=ids, accept_lens=np.array(lengths), num_correct_drafts_per_req_cpu=None,
+        speculative_num_draft_tokens=width,
+    )  # fmt: skip
+
+
+def planner(played, **given):
+    policy = Policy(CostTable.linear((2, 4, 8), 8, constant=16.0), longest=7)
+    statistics = Statistics((1, 2, 4, 8))
+    requests = Requests(played, 7, 1000)
+    options = {"suffix": True, "head_tokens": 0, "statistics": statistics} | given
+    return drafting.Drafting(requests, policy, **options), statistics
+
+
+def batch(request, custom=False):
+    return SimpleNamespace(reqs=[request], sampling_info=SimpleNamespace(has_custom_logit_processor=custom))
+
+
+def test_nothing_found_waits_for_nobody():
+    plan_of, _ = planner(Played(after=100))
+    one, step = Asked("a", [1], [5]), result([6], [1], 1)
+    plan_of.launched(batch(one), step, prefill=False)
+    assert plan_of.plan(batch(one)).width == 1
+    assert step.copy_done.waited == 0
+
+
+def test_a_find_waits_for_the_step_in_flight():
+    played = Played(after=1)
+    plan_of, _ = planner(played)
+    one, step = Asked("a", [1], [5]), result([6, 8, 0, 0], [2], 4)
+    plan_of.launched(batch(one), step, prefill=False)
+    plan = plan_of.plan(batch(one))
+    assert step.copy_done.waited == 1
+    assert played.calls == [[], [6, 8]]
+    assert plan.width == 8  # the draft of 4 and the token before it
+    assert plan.picked.sources.tolist() == [Source.SUFFIX]
+
+
+def test_a_step_that_is_processed_is_not_waited_for():
+    played = Played(after=1)
+    plan_of, _ = planner(played)
+    one, step = Asked("a", [1], [5]), result([6], [1], 1)
+    plan_of.launched(batch(one), step, prefill=False)
+    step.num_correct_drafts_per_req_cpu = [0]
+    one.output_ids += [6]
+    assert plan_of.plan(batch(one)).width == 8
+    assert step.copy_done.waited == 0
+    assert played.calls == [[]]  # one look-up, and both tokens were there when the request began
+
+
+def test_a_prefill_in_flight():
+    played = Played(after=1)
+    plan_of, _ = planner(played)
+    one, step = Asked("a", [1]), result([6], None, None)
+    plan_of.launched(batch(one), step, prefill=True)
+    plan_of.plan(batch(one))  # knows no token, finds nothing
+    assert step.copy_done.waited == 0
+    one.output_ids += [6]
+    assert plan_of.plan(batch(one)).width == 8
+    assert step.copy_done.waited == 0
+
+
+def test_custom_logit_processors_turn_drafting_off():
+    played = Played(after=0)
+    plan_of, _ = planner(played)
+    assert plan_of.plan(batch(Asked("a", [1], [5]), custom=True)).width == 1
+    assert played.calls == []
+
+
+def test_steps_are_counted_in_order():
+    plan_of, statistics = planner(Played(after=2))
+    one = Asked("a", [1], [5])
+    plan_of.plan(batch(one))
+    one.output_ids += [6]
+    assert plan_of.plan(batch(one)).width == 8
+    plan_of.verified([0])
+    plan_of.verified([3])
+    assert statistics.total.steps.tolist() == [1, 0, 0, 1]
+    assert statistics.total.accepted[Source.SUFFIX] == 3
+
+
+def test_the_head_fills_in():
+    plan_of, _ = planner(Played(after=100), head_tokens=3)
+    plan = plan_of.plan(batch(Asked("a", [1], [5])))
+    assert plan.width == 4
+    assert plan.picked.sources.tolist() == [Source.HEAD]
+    near_end = Asked("b", [1], [5] * 98)
+    assert plan_of.plan(batch(near_end)).picked.lengths.tolist() == [1]
+
+
+def test_the_head_alone_asks_no_index():
+    played = Played(after=0)
+    plan_of, _ = planner(played, suffix=False, head_tokens=3)
+    assert plan_of.plan(batch(Asked("a", [1], [5]))).width == 4
+    assert played.calls == []
