@@ -1,0 +1,193 @@
+"""Speculation changes no answer: greedy texts, sampled distributions, grammars, penalties, logprobs."""
+
+import itertools
+import json
+import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.engine.servers import running_engine
+
+ROOT = Path(__file__).parents[2]
+HEAD = ROOT / "examples" / "tiny_lm" / "speculator"
+TINY = str(ROOT / "examples" / "tiny_lm" / "model")
+GREEDY = {"temperature": 0, "max_new_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def suffix():
+    """Overlapped, prompts in chunks, prefixes cached, too little memory for all requests at once."""
+    options = {
+        "chunked_prefill_size": 64,
+        "random_seed": 7,
+        "max_running_requests": 16,
+        "max_total_tokens": 2500,
+    }
+    options |= {"speculative_algorithm": "SUFFIX", "constrained_json_disable_any_whitespace": True}
+    with running_engine(model_path=TINY, **options) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    """A draft head and the index, on two ranks, without overlap."""
+    options = {"tp_size": 2, "disable_overlap_schedule": True, "max_running_requests": 8, "random_seed": 7}
+    options |= {"speculative_algorithm": "ARCTIC", "speculative_draft_model_path": str(HEAD)}
+    with running_engine(model_path=TINY, enable_suffix_decoding=True, **options) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_engine, functions):
+    """What the model answers without speculation, by prompt."""
+    asked = functions[:200]
+    return dict(zip(asked, texts(tiny_engine, asked), strict=True))
+
+
+def texts(engine, prompts, **sampling):
+    answers = engine.generate(prompts, {**GREEDY, **sampling})
+    return [answer["text"] for answer in answers]
+
+
+def accepted(answers):
+    return sum(answer["meta_info"]["spec_num_correct_drafts"] for answer in answers)
+
+
+def test_greedy_answers_are_the_same(suffix, plain):
+    asked = list(plain)
+    answers = suffix.generate(asked, GREEDY)
+    assert [answer["text"] for answer in answers] == list(plain.values())
+    assert accepted(answers) > 100
+    again = suffix.generate(asked[:40], GREEDY)  # every answer is known now
+    assert [answer["text"] for answer in again] == list(plain.values())[:40]
+    steps = sum(answer["meta_info"]["spec_verify_ct"] for answer in again)
+    assert sum(answer["meta_info"]["completion_tokens"] for answer in again) > 2 * steps
+
+
+def test_greedy_answers_of_a_head_and_the_index_on_two_ranks(hybrid, plain):
+    asked = list(plain)[:60]
+    answers = hybrid.generate(asked, GREEDY)
+    assert [answer["text"] for answer in answers] == [plain[prompt] for prompt in asked]
+    assert accepted(answers) > 100
+
+
+def test_a_head_drafts_for_text_that_was_never_seen(hybrid, plain):
+    prompt = list(plain)[100]
+    answer = hybrid.generate(prompt, GREEDY)
+    assert answer["text"] == plain[prompt]
+    assert answer["meta_info"]["spec_num_correct_drafts"] > 0
+
+
+def test_aborts_leave_the_others_alone(suffix, plain):
+    asked = list(plain)[:24]
+
+    def ask(turn):
+        i, prompt = turn
+        if i % 3:
+            return suffix.generate(prompt, GREEDY)["text"]
+        stream = suffix.generate(prompt, {**GREEDY, "max_new_tokens": 500}, stream=True)
+        list(itertools.islice(stream, 2))
+        suffix.abort_request(abort_all=False, rid=f"gone-{i}")
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, enumerate(asked)))
+    kept = [(text, plain[prompt]) for text, prompt in zip(found, asked, strict=True) if text is not None]
+    assert len(kept) == 16
+    assert all(text == wanted for text, wanted in kept)
+
+
+def test_grammars(suffix, tiny_engine, functions):
+    asked = functions[:6]
+    pattern = r"(Return|Set|Get) [a-z ]{3,20}\."
+    for _ in range(2):  # the second time the index knows the answers
+        found = texts(suffix, asked, regex=pattern)
+        assert all(re.fullmatch(pattern, text) for text in found)
+        assert found == texts(tiny_engine, asked, regex=pattern)
+
+
+def test_penalties(suffix, tiny_engine, functions):
+    asked = functions[:6]
+    for given in ({"repetition_penalty": 1.3}, {"frequency_penalty": 0.7, "presence_penalty": 0.3}):
+        assert texts(suffix, asked, **given) == texts(tiny_engine, asked, **given)
+
+
+def test_stop_strings_and_limits(suffix, tiny_engine, functions):
+    asked = functions[:8]
+    assert texts(suffix, asked, stop=["a"]) == texts(tiny_engine, asked, stop=["a"])
+    for tokens in (1, 2, 3, 5):
+        answers = suffix.generate(asked, {**GREEDY, "max_new_tokens": tokens, "ignore_eos": True})
+        assert {answer["meta_info"]["completion_tokens"] for answer in answers} == {tokens}
+
+
+def test_logprobs(suffix, tiny_engine, functions):
+    asked = functions[:4]
+    wanted = {"return_logprob": True, "top_logprobs_num": 2}
+    for _ in range(2):
+        pairs = zip(
+            suffix.generate(asked, GREEDY, **wanted),
+            tiny_engine.generate(asked, GREEDY, **wanted),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            mine, stock = ours["meta_info"], theirs["meta_info"]
+            for name in ("output_token_logprobs", "output_top_logprobs"):
+                assert len(mine[name]) == len(stock[name])
+            for a, b in zip(mine["output_token_logprobs"], stock["output_token_logprobs"], strict=True):
+                assert a[1] == b[1]
+                assert math.isclose(a[0], b[0], abs_tol=2e-4)
+            for a, b in zip(mine["output_top_logprobs"], stock["output_top_logprobs"], strict=True):
+                assert [entry[1] for entry in a] == [entry[1] for entry in b]
+
+
+def exact(prompt, tokens, top):
+    """Probability of every continuation of `tokens` tokens under top-k sampling, by the model in transformers."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    found = {(): 1.0}
+    with torch.no_grad():
+        for _ in range(tokens):
+            longer = {}
+            for path, chance in found.items():
+                logits = model(torch.tensor([[*prompt, *path]])).logits[0, -1]
+                best = logits.topk(top)
+                for p, token in zip(best.values.softmax(-1).tolist(), best.indices.tolist(), strict=True):
+                    longer[*path, token] = chance * p
+            found = longer
+    return found
+
+
+def test_samples_follow_the_models_distribution(suffix, functions):
+    """Chi-square of 20,000 samples of three tokens, drafted for by the samples before them."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
+    prompt = tokenizer(functions[3])["input_ids"][:40]
+    expected = exact(prompt, 3, 4)
+    sampling = {"temperature": 1.0, "top_k": 4, "max_new_tokens": 3, "ignore_eos": True}
+    counts, drafted, n = dict.fromkeys(expected, 0), 0, 20_000
+    for _ in range(n // 2000):
+        answers = suffix.generate(input_ids=[prompt] * 2000, sampling_params=sampling)
+        drafted += accepted(answers)
+        for answer in answers:
+            counts[tuple(answer["output_ids"])] += 1  # KeyError: a token outside the four likeliest
+    assert drafted > n / 4
+    # Rare outcomes are put together, so that every cell expects enough.
+    cells = [(counts[path], n * chance) for path, chance in expected.items() if n * chance >= 10]
+    rest = n - sum(wanted for _, wanted in cells)
+    if rest >= 10:
+        cells.append((n - sum(seen for seen, _ in cells), rest))
+    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in cells)
+    freedom = len(cells) - 1
+    # Wilson and Hilferty: the cube root of chi-square over its freedom is nearly normal.
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+    print(json.dumps({"chi_square": statistic, "freedom": freedom, "z": z, "drafted": drafted}))
+    assert z < 3.1  # one in a thousand
+
+
+def test_weights_and_cache_can_be_renewed(suffix, plain):
+    prompt = next(iter(plain))
+    assert suffix.flush_cache().success
+    assert suffix.generate(prompt, GREEDY)["text"] == plain[prompt]
