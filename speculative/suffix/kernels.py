@@ -69,7 +69,7 @@ class Params(NamedTuple):
     lru: bool
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _entry(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled at the first call; kept on disk where numba finds a folder that it may write to."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
@@ -77,7 +77,11 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-@_compiled
+# Called by compiled code only: a way in from Python would double the compile time.
+_inner = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@_inner
 def _number(ring: Int32, place: int) -> int:
     """The growing number of a place in the ring."""
     ago = ring[LIES] - place // PAGE
@@ -86,7 +90,7 @@ def _number(ring: Int32, place: int) -> int:
     return (ring[NEWEST] - ago) * PAGE + place % PAGE
 
 
-@_compiled
+@_inner
 def _place(ring: Int32, number: int) -> int:
     """The place of a number, 0 if it was overwritten since."""
     ago = ring[NEWEST] - number // PAGE
@@ -98,7 +102,7 @@ def _place(ring: Int32, number: int) -> int:
     return page * PAGE + number % PAGE
 
 
-@_compiled
+@_inner
 def _back(before: Int32, place: int) -> int:
     if place % PAGE:
         return place - 1
@@ -106,7 +110,7 @@ def _back(before: Int32, place: int) -> int:
     return page * PAGE + PAGE - 1 if page else 0
 
 
-@_compiled
+@_inner
 def _ahead(tokens: Int32, after: Int32, place: int) -> int:
     """The next place of the sequence if a token is there, else 0."""
     place += 1
@@ -115,18 +119,18 @@ def _ahead(tokens: Int32, after: Int32, place: int) -> int:
     return place if place and tokens[place] >= 0 else 0
 
 
-@_compiled
+@_inner
 def _mixed(code: np.uint64, token: int) -> np.uint64:
     return (code + np.uint64(token + 1)) * np.uint64(0x9E3779B97F4A7C15)
 
 
-@_compiled
+@_inner
 def _bucket(code: np.uint64, size: int) -> int:
     code = (code ^ (code >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     return np.int64(((code >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
 
 
-@_compiled
+@_inner
 def _insert(index: Index, levels: Int32, place: int, base: int, size: int) -> None:
     """Makes the runs of tokens that end at a place known to heads[:, base : base + size]."""
     number = _number(index.ring, place)
@@ -143,7 +147,7 @@ def _insert(index: Index, levels: Int32, place: int, base: int, size: int) -> No
         index.heads[level, bucket] = number
 
 
-@_compiled
+@_inner
 def _following(own: Index, slots: Slots, slot: int, place: int) -> int:
     """Where the token after the one at `place` (0: none yet) of a request's own text goes; there is room."""
     if place == 0:
@@ -152,7 +156,7 @@ def _following(own: Index, slots: Slots, slot: int, place: int) -> int:
     return place if place % PAGE else own.after[place // PAGE - 1] * PAGE
 
 
-@_compiled
+@_entry
 def index_text(own: Index, slots: Slots, params: Params, slot: int, count: int) -> None:
     """Indexes the next `count` tokens of a request's own text."""
     row = slots.rows[slot]
@@ -165,7 +169,7 @@ def index_text(own: Index, slots: Slots, params: Params, slot: int, count: int) 
     row[INDEXED] += count
 
 
-@_compiled
+@_inner
 def _extend_text(own: Index, slots: Slots, params: Params, slot: int, new: Int32) -> None:
     """Appends to a request's own text. Behind a prompt that waits to be indexed, the new tokens wait too."""
     row = slots.rows[slot]
@@ -178,7 +182,7 @@ def _extend_text(own: Index, slots: Slots, params: Params, slot: int, new: Int32
         index_text(own, slots, params, slot, len(new))
 
 
-@_compiled
+@_inner
 def _unlink(kept: Index, slots: Slots, page: int) -> None:
     """Takes a page out of the sequence it is in; what follows it there begins anew."""
     if kept.before[page]:
@@ -189,7 +193,7 @@ def _unlink(kept: Index, slots: Slots, page: int) -> None:
         slots.rows[kept.owner[page], KEPT] = 0
 
 
-@_compiled
+@_inner
 def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
     """The next page of the ring for a response; under "lru" pages in use are spared and become the newest."""
     spared = 0
@@ -214,7 +218,7 @@ def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
     slots.rows[slot, KEPT] = page
 
 
-@_compiled
+@_entry
 def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least: int) -> None:
     """Puts what a request has said since into the index of responses, as long as it is `least` tokens or more."""
     row = slots.rows[slot]
@@ -245,7 +249,7 @@ class Voters(NamedTuple):
     draft: Int32  # [max_draft]
 
 
-@_compiled
+@_inner
 def _matched(index: Index, place: int, context: Int32) -> int:
     length = 0
     while place and length < len(context) and index.tokens[place] == context[length]:
@@ -254,7 +258,7 @@ def _matched(index: Index, place: int, context: Int32) -> int:
     return length
 
 
-@_compiled
+@_inner
 def _look_up(
     index: Index,
     params: Params,
@@ -281,7 +285,7 @@ def _look_up(
     return found, visits
 
 
-@_compiled
+@_inner
 def _poll(index: Index, voters: Voters, count: int) -> tuple[int, int]:
     """Moves the first `count` voters on by a token; those that cannot go drop out. The others, and the ayes."""
     going_on = 0
@@ -294,7 +298,7 @@ def _poll(index: Index, voters: Voters, count: int) -> tuple[int, int]:
     return going_on
 
 
-@_compiled
+@_inner
 def _most_frequent(votes: Int32, count: int) -> tuple[int, int]:
     """The most frequent of the first `count` votes, the first of them on a tie, and how often it occurs."""
     best, most = votes[0], 0
@@ -309,7 +313,7 @@ def _most_frequent(votes: Int32, count: int) -> tuple[int, int]:
     return best, most
 
 
-@_compiled
+@_inner
 def _path(
     index: Index, params: Params, voters: Voters, found: int, length: int, budget: int
 ) -> tuple[int, float, int]:
@@ -339,14 +343,14 @@ def _path(
     return drafted, score, began
 
 
-@_compiled
+@_inner
 def _budget(params: Params, length: int, limit: int) -> int:
     return max(
         0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6))
     )
 
 
-@_compiled
+@_inner
 def _best(
     index: Index,
     params: Params,
@@ -390,7 +394,7 @@ def _best(
     return drafted, score, began
 
 
-@_compiled
+@_inner
 def _mark(kept: Index, place: int, count: int) -> None:
     """Notes that a draft was taken from the `count` tokens after a place."""
     for _ in range(count):
@@ -398,7 +402,7 @@ def _mark(kept: Index, place: int, count: int) -> None:
         kept.used[place // PAGE] = 1
 
 
-@_compiled
+@_inner
 def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
     """The request's last tokens, newest first."""
     place, count = np.int64(slots.rows[slot, LAST]), 0
@@ -409,7 +413,7 @@ def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
     return context[:count]
 
 
-@_compiled
+@_entry
 def step(
     own: Index,
     kept: Index,

@@ -171,8 +171,9 @@ class SuffixProposer:
         own, start, end = self._own, first * PAGE, (first + pages) * PAGE
         own.tokens[start:end] = -1
         own.heads[:, start:end] = 0
-        own.after[first : first + pages] = [*range(first + 1, first + pages), 0]
-        own.before[first : first + pages] = [0, *range(first, first + pages - 1)]
+        own.after[first : first + pages - 1] = np.arange(first + 1, first + pages)
+        own.before[first + 1 : first + pages] = np.arange(first, first + pages - 1)
+        own.after[first + pages - 1] = own.before[first] = 0
         if held:
             last = sum(held[-1]) - 1
             own.after[last], own.before[first] = first, last

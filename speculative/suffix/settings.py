@@ -50,7 +50,7 @@ class SuffixSettings:
     eviction: str = "fifo"
     occurrences: int = 32
     levels: tuple[int, ...] = (1, 2, 4, 8, 16)
-    slice_tokens: int = 4096
+    slice_tokens: int = 8192
     active_tokens: int = 1 << 22
     prompt_tail: int = 0
 
