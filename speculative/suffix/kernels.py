@@ -1,7 +1,7 @@
 """The suffix index under numba. All compiled code is in this file, so that its cache cannot go stale in part.
 
-An index is a set of flat arrays. Tokens lie in pages of 16; a sequence is a chain of pages, and a token's
-place is `page * 16 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
+An index is a set of flat arrays. Tokens lie in pages of 8; a sequence is a chain of pages, and a token's
+place is `page * 8 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
 tokens to the newest place that ends them, and `links` leads from there to the next older place of the same
 hash: places that do not match are dropped by comparing tokens, which also gives the match's true length.
 
@@ -37,9 +37,9 @@ Int32 = NDArray[np.int32]
 class Index(NamedTuple):
     """The arrays of an index; int32 but for `used`."""
 
-    tokens: Int32  # [pages * 16], -1 where nothing is
-    links: Int32  # [pages * 16, levels], 0 where the chain ends
-    heads: Int32  # [levels, pages * 16], 0 where nothing is
+    tokens: Int32  # [pages * 8], -1 where nothing is
+    links: Int32  # [pages * 8, levels], 0 where the chain ends
+    heads: Int32  # [levels, pages * 8], 0 where nothing is
     before: Int32  # [pages], the page before in the same sequence
     after: Int32  # [pages]
     owner: Int32  # [pages], slot that took it
@@ -328,7 +328,7 @@ def _path(
         if count == 0:
             break
         token, ayes = _most_frequent(voters.votes, count)
-        prob *= ayes / count
+        prob *= ayes / (count + (drafted == 0))
         if prob < params.min_prob:
             break
         agreeing = 0
@@ -345,9 +345,7 @@ def _path(
 
 @_inner
 def _budget(params: Params, length: int, limit: int) -> int:
-    return max(
-        0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6))
-    )
+    return max(0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6)))
 
 
 @_inner

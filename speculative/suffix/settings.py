@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PAGE = 16  # tokens; responses are kept by the page
+PAGE = 8  # tokens; responses are kept by the page
 SPARED = 4  # pages that one new page may spare under "lru"
 EVICTIONS = ("fifo", "lru")
 MAX_TOKENS = 1 << 28  # positions are int32, and the youngest must stay far from the end of that range
@@ -22,7 +22,7 @@ class SuffixSettings:
         max_spec_offset: see `max_spec_factor`, in tokens.
         min_token_prob: a draft ends before the token whose estimated probability is below this.
         max_draft: longest draft, in tokens.
-        capacity_tokens: tokens of responses that are kept for later requests, rounded up to pages of 16;
+        capacity_tokens: tokens of responses that are kept for later requests, rounded up to pages of 8;
             0: none are, requests then match only their own prompt and response.
         capacity_bytes: the same bound in bytes, None for none; the tighter of the two holds.
         eviction: which responses go first when the index is full. "fifo": the oldest. "lru": the oldest
@@ -75,7 +75,7 @@ class SuffixSettings:
     @property
     def bytes_per_token(self) -> float:
         """What a token of an index takes: itself, and a link and a table entry for each level."""
-        return 4 * (1 + 2 * len(self.levels)) + 16 / PAGE
+        return 4 * (1 + 2 * len(self.levels)) + 13 / PAGE
 
     @property
     def pages(self) -> int:
