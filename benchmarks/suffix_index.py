@@ -12,12 +12,7 @@ The peer is built from the sdist of arctic-inference 0.3.0 (its suffix_decoding 
 csrc/suffix_decoding gives with cmake and nanobind 2.9.2); without --peer only ours is measured.
 """
 
-import argparse
-import json
-import resource
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,7 +21,6 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import common, suffix_traces
 from benchmarks.suffix_traces import Int32, Request
 from speculative.suffix import SuffixProposer, SuffixSettings
 
@@ -110,7 +104,9 @@ def play(arm: Any, requests: Iterable[Request], concurrent: int = CONCURRENT) ->
     while True:
         while len(running) < concurrent and (request := next(waiting, None)) is not None:
             text = np.concatenate([request.prompt, request.response])
-            running.append([clock(arm.start, request.prompt), request, text, 1, text[len(request.prompt) :][:1]])
+            running.append(
+                [clock(arm.start, request.prompt), request, text, 1, text[len(request.prompt) :][:1]]
+            )
             for _ in range(-(-len(request.prompt) // PREFILL)):
                 clock(arm.work)
         if not running:

@@ -56,7 +56,9 @@ def docs(limit: int) -> list[Request]:
     requests = []
     for line in (TINY / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[:limit]:
         message = [{"role": "user", "content": json.loads(line)["code"]}]
-        ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = tokenizer.apply_chat_template(
+            message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         with torch.inference_mode():
             out = model.generate(**ids, max_new_tokens=64, do_sample=False)[0]
         asked = ids["input_ids"].shape[1]

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speculative.suffix.settings import PAGE, SPARED
+from speculative.suffix.settings import DOUBT, PAGE, SPARED
 
 # ring: number of the newest page, where it lies, how many pages there are.
 NEWEST, LIES, PAGES = 0, 1, 2
@@ -42,7 +42,7 @@ class Index(NamedTuple):
     heads: Int32  # [levels, pages * 8], 0 where nothing is
     before: Int32  # [pages], the page before in the same sequence
     after: Int32  # [pages]
-    owner: Int32  # [pages], slot that took it
+    owner: Int32  # [pages], one more than the slot that took it, 0 if none did
     used: NDArray[np.uint8]  # [pages], a draft was taken from it
     ring: Int32  # [3]
 
@@ -189,8 +189,9 @@ def _unlink(kept: Index, slots: Slots, page: int) -> None:
         kept.after[kept.before[page]] = 0
     if kept.after[page]:
         kept.before[kept.after[page]] = 0
-    if slots.rows[kept.owner[page], KEPT] == page:
-        slots.rows[kept.owner[page], KEPT] = 0
+    owner = kept.owner[page] - 1
+    if owner >= 0 and slots.rows[owner, KEPT] == page:
+        slots.rows[owner, KEPT] = 0
 
 
 @_inner
@@ -211,7 +212,7 @@ def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
                 _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
     _unlink(kept, slots, page)
     kept.tokens[first : first + PAGE] = -1
-    kept.owner[page], kept.used[page], kept.after[page] = slot, 0, 0
+    kept.owner[page], kept.used[page], kept.after[page] = slot + 1, 0, 0
     kept.before[page] = slots.rows[slot, KEPT]
     if kept.before[page]:
         kept.after[kept.before[page]] = page
@@ -235,6 +236,27 @@ def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least
             _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
             source = _ahead(own.tokens, own.after, source)
             row[DONE] += 1
+
+
+@_entry
+def restore(kept: Index, slots: Slots, params: Params, tokens: Int32, before: Int32) -> None:
+    """Puts saved pages into the ring: `tokens` [pages, 8], -1 where nothing is; `before` [pages], a row or -1."""
+    lie = np.zeros(len(tokens), np.int64)
+    for row in range(len(tokens)):
+        kept.ring[NEWEST] += 1
+        kept.ring[LIES] = kept.ring[LIES] % kept.ring[PAGES] + 1
+        page = np.int64(kept.ring[LIES])
+        _unlink(kept, slots, page)
+        kept.owner[page], kept.used[page], kept.after[page], kept.before[page] = 1, 0, 0, 0
+        if before[row] >= 0:
+            kept.before[page] = lie[before[row]]
+            kept.after[lie[before[row]]] = page
+        lie[row] = page
+        for at in range(PAGE):
+            place = page * PAGE + at
+            kept.tokens[place] = tokens[row, at]
+            if tokens[row, at] >= 0:
+                _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
 
 
 class Voters(NamedTuple):
@@ -328,7 +350,7 @@ def _path(
         if count == 0:
             break
         token, ayes = _most_frequent(voters.votes, count)
-        prob *= ayes / (count + (drafted == 0))
+        prob *= ayes / (count + DOUBT * (drafted == 0))
         if prob < params.min_prob:
             break
         agreeing = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 PAGE = 8  # tokens; responses are kept by the page
 SPARED = 4  # pages that one new page may spare under "lru"
+DOUBT = 0.25  # of a vote, against every match: few matches promise less than many
 EVICTIONS = ("fifo", "lru")
 MAX_TOKENS = 1 << 28  # positions are int32, and the youngest must stay far from the end of that range
 
@@ -57,9 +58,9 @@ class SuffixSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         _whole("max_depth", self.max_depth, 1, 4096)
-        _number("max_spec_factor", self.max_spec_factor, lambda v: v >= 0, "0 or more")
+        _number("max_spec_factor", self.max_spec_factor, lambda v: v >= 0, "a number, 0 or more")
         _number("max_spec_offset", self.max_spec_offset, lambda v: True, "a finite number")
-        _number("min_token_prob", self.min_token_prob, lambda v: 0 <= v <= 1, "between 0 and 1")
+        _number("min_token_prob", self.min_token_prob, lambda v: 0 <= v <= 1, "a number between 0 and 1")
         _whole("max_draft", self.max_draft, 1, 4096)
         _whole("capacity_tokens", self.capacity_tokens, 0, MAX_TOKENS)
         if self.capacity_bytes is not None:
@@ -107,4 +108,4 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
 def _number(name: str, value: object, good: Callable[[float], bool], wanted: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not good(value):
-        raise ValueError(f"{name} is {value!r}; give a number, {wanted}")
+        raise ValueError(f"{name} is {value!r}; give {wanted}")
