@@ -1,7 +1,7 @@
 """The suffix index under numba. All compiled code is in this file, so that its cache cannot go stale in part.
 
-An index is a set of flat arrays. Tokens lie in pages of 16; a sequence is a chain of pages, and a token's
-place is `page * 16 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
+An index is a set of flat arrays. Tokens lie in pages of 8; a sequence is a chain of pages, and a token's
+place is `page * 8 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
 tokens to the newest place that ends them, and `links` leads from there to the next older place of the same
 hash: places that do not match are dropped by comparing tokens, which also gives the match's true length.
 
@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speculative.suffix.settings import PAGE, SPARED
+from speculative.suffix.settings import DOUBT, PAGE, SPARED
 
 # ring: number of the newest page, where it lies, how many pages there are.
 NEWEST, LIES, PAGES = 0, 1, 2
@@ -37,12 +37,12 @@ Int32 = NDArray[np.int32]
 class Index(NamedTuple):
     """The arrays of an index; int32 but for `used`."""
 
-    tokens: Int32  # [pages * 16], -1 where nothing is
-    links: Int32  # [pages * 16, levels], 0 where the chain ends
-    heads: Int32  # [levels, pages * 16], 0 where nothing is
+    tokens: Int32  # [pages * 8], -1 where nothing is
+    links: Int32  # [pages * 8, levels], 0 where the chain ends
+    heads: Int32  # [levels, pages * 8], 0 where nothing is
     before: Int32  # [pages], the page before in the same sequence
     after: Int32  # [pages]
-    owner: Int32  # [pages], slot that took it
+    owner: Int32  # [pages], one more than the slot that took it, 0 if none did
     used: NDArray[np.uint8]  # [pages], a draft was taken from it
     ring: Int32  # [3]
 
@@ -69,7 +69,7 @@ class Params(NamedTuple):
     lru: bool
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _entry(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled at the first call; kept on disk where numba finds a folder that it may write to."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
@@ -77,7 +77,11 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-@_compiled
+# Called by compiled code only: a way in from Python would double the compile time.
+_inner = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@_inner
 def _number(ring: Int32, place: int) -> int:
     """The growing number of a place in the ring."""
     ago = ring[LIES] - place // PAGE
@@ -86,7 +90,7 @@ def _number(ring: Int32, place: int) -> int:
     return (ring[NEWEST] - ago) * PAGE + place % PAGE
 
 
-@_compiled
+@_inner
 def _place(ring: Int32, number: int) -> int:
     """The place of a number, 0 if it was overwritten since."""
     ago = ring[NEWEST] - number // PAGE
@@ -98,7 +102,7 @@ def _place(ring: Int32, number: int) -> int:
     return page * PAGE + number % PAGE
 
 
-@_compiled
+@_inner
 def _back(before: Int32, place: int) -> int:
     if place % PAGE:
         return place - 1
@@ -106,7 +110,7 @@ def _back(before: Int32, place: int) -> int:
     return page * PAGE + PAGE - 1 if page else 0
 
 
-@_compiled
+@_inner
 def _ahead(tokens: Int32, after: Int32, place: int) -> int:
     """The next place of the sequence if a token is there, else 0."""
     place += 1
@@ -115,18 +119,18 @@ def _ahead(tokens: Int32, after: Int32, place: int) -> int:
     return place if place and tokens[place] >= 0 else 0
 
 
-@_compiled
+@_inner
 def _mixed(code: np.uint64, token: int) -> np.uint64:
     return (code + np.uint64(token + 1)) * np.uint64(0x9E3779B97F4A7C15)
 
 
-@_compiled
+@_inner
 def _bucket(code: np.uint64, size: int) -> int:
     code = (code ^ (code >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     return np.int64(((code >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
 
 
-@_compiled
+@_inner
 def _insert(index: Index, levels: Int32, place: int, base: int, size: int) -> None:
     """Makes the runs of tokens that end at a place known to heads[:, base : base + size]."""
     number = _number(index.ring, place)
@@ -143,7 +147,7 @@ def _insert(index: Index, levels: Int32, place: int, base: int, size: int) -> No
         index.heads[level, bucket] = number
 
 
-@_compiled
+@_inner
 def _following(own: Index, slots: Slots, slot: int, place: int) -> int:
     """Where the token after the one at `place` (0: none yet) of a request's own text goes; there is room."""
     if place == 0:
@@ -152,7 +156,7 @@ def _following(own: Index, slots: Slots, slot: int, place: int) -> int:
     return place if place % PAGE else own.after[place // PAGE - 1] * PAGE
 
 
-@_compiled
+@_entry
 def index_text(own: Index, slots: Slots, params: Params, slot: int, count: int) -> None:
     """Indexes the next `count` tokens of a request's own text."""
     row = slots.rows[slot]
@@ -165,7 +169,7 @@ def index_text(own: Index, slots: Slots, params: Params, slot: int, count: int) 
     row[INDEXED] += count
 
 
-@_compiled
+@_inner
 def _extend_text(own: Index, slots: Slots, params: Params, slot: int, new: Int32) -> None:
     """Appends to a request's own text. Behind a prompt that waits to be indexed, the new tokens wait too."""
     row = slots.rows[slot]
@@ -178,18 +182,19 @@ def _extend_text(own: Index, slots: Slots, params: Params, slot: int, new: Int32
         index_text(own, slots, params, slot, len(new))
 
 
-@_compiled
+@_inner
 def _unlink(kept: Index, slots: Slots, page: int) -> None:
     """Takes a page out of the sequence it is in; what follows it there begins anew."""
     if kept.before[page]:
         kept.after[kept.before[page]] = 0
     if kept.after[page]:
         kept.before[kept.after[page]] = 0
-    if slots.rows[kept.owner[page], KEPT] == page:
-        slots.rows[kept.owner[page], KEPT] = 0
+    owner = kept.owner[page] - 1
+    if owner >= 0 and slots.rows[owner, KEPT] == page:
+        slots.rows[owner, KEPT] = 0
 
 
-@_compiled
+@_inner
 def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
     """The next page of the ring for a response; under "lru" pages in use are spared and become the newest."""
     spared = 0
@@ -207,14 +212,14 @@ def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
                 _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
     _unlink(kept, slots, page)
     kept.tokens[first : first + PAGE] = -1
-    kept.owner[page], kept.used[page], kept.after[page] = slot, 0, 0
+    kept.owner[page], kept.used[page], kept.after[page] = slot + 1, 0, 0
     kept.before[page] = slots.rows[slot, KEPT]
     if kept.before[page]:
         kept.after[kept.before[page]] = page
     slots.rows[slot, KEPT] = page
 
 
-@_compiled
+@_entry
 def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least: int) -> None:
     """Puts what a request has said since into the index of responses, as long as it is `least` tokens or more."""
     row = slots.rows[slot]
@@ -233,6 +238,27 @@ def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least
             row[DONE] += 1
 
 
+@_entry
+def restore(kept: Index, slots: Slots, params: Params, tokens: Int32, before: Int32) -> None:
+    """Puts saved pages into the ring: `tokens` [pages, 8], -1 where nothing is; `before` [pages], a row or -1."""
+    lie = np.zeros(len(tokens), np.int64)
+    for row in range(len(tokens)):
+        kept.ring[NEWEST] += 1
+        kept.ring[LIES] = kept.ring[LIES] % kept.ring[PAGES] + 1
+        page = np.int64(kept.ring[LIES])
+        _unlink(kept, slots, page)
+        kept.owner[page], kept.used[page], kept.after[page], kept.before[page] = 1, 0, 0, 0
+        if before[row] >= 0:
+            kept.before[page] = lie[before[row]]
+            kept.after[lie[before[row]]] = page
+        lie[row] = page
+        for at in range(PAGE):
+            place = page * PAGE + at
+            kept.tokens[place] = tokens[row, at]
+            if tokens[row, at] >= 0:
+                _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
+
+
 class Voters(NamedTuple):
     """Room for the matches of one look-up, and for two drafts. `[occurrences]` but for the drafts."""
 
@@ -245,7 +271,7 @@ class Voters(NamedTuple):
     draft: Int32  # [max_draft]
 
 
-@_compiled
+@_inner
 def _matched(index: Index, place: int, context: Int32) -> int:
     length = 0
     while place and length < len(context) and index.tokens[place] == context[length]:
@@ -254,7 +280,7 @@ def _matched(index: Index, place: int, context: Int32) -> int:
     return length
 
 
-@_compiled
+@_inner
 def _look_up(
     index: Index,
     params: Params,
@@ -281,7 +307,7 @@ def _look_up(
     return found, visits
 
 
-@_compiled
+@_inner
 def _poll(index: Index, voters: Voters, count: int) -> tuple[int, int]:
     """Moves the first `count` voters on by a token; those that cannot go drop out. The others, and the ayes."""
     going_on = 0
@@ -294,7 +320,7 @@ def _poll(index: Index, voters: Voters, count: int) -> tuple[int, int]:
     return going_on
 
 
-@_compiled
+@_inner
 def _most_frequent(votes: Int32, count: int) -> tuple[int, int]:
     """The most frequent of the first `count` votes, the first of them on a tie, and how often it occurs."""
     best, most = votes[0], 0
@@ -309,7 +335,7 @@ def _most_frequent(votes: Int32, count: int) -> tuple[int, int]:
     return best, most
 
 
-@_compiled
+@_inner
 def _path(
     index: Index, params: Params, voters: Voters, found: int, length: int, budget: int
 ) -> tuple[int, float, int]:
@@ -324,7 +350,7 @@ def _path(
         if count == 0:
             break
         token, ayes = _most_frequent(voters.votes, count)
-        prob *= ayes / count
+        prob *= ayes / (count + DOUBT * (drafted == 0))
         if prob < params.min_prob:
             break
         agreeing = 0
@@ -339,12 +365,12 @@ def _path(
     return drafted, score, began
 
 
-@_compiled
+@_inner
 def _budget(params: Params, length: int, limit: int) -> int:
     return max(0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6)))
 
 
-@_compiled
+@_inner
 def _best(
     index: Index,
     params: Params,
@@ -388,7 +414,7 @@ def _best(
     return drafted, score, began
 
 
-@_compiled
+@_inner
 def _mark(kept: Index, place: int, count: int) -> None:
     """Notes that a draft was taken from the `count` tokens after a place."""
     for _ in range(count):
@@ -396,7 +422,7 @@ def _mark(kept: Index, place: int, count: int) -> None:
         kept.used[place // PAGE] = 1
 
 
-@_compiled
+@_inner
 def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
     """The request's last tokens, newest first."""
     place, count = np.int64(slots.rows[slot, LAST]), 0
@@ -407,7 +433,7 @@ def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
     return context[:count]
 
 
-@_compiled
+@_entry
 def step(
     own: Index,
     kept: Index,

@@ -2,11 +2,12 @@
 
 import heapq
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 
 from speculative.base import Drafts, Int32
-from speculative.suffix import kernels
+from speculative.suffix import kernels, snapshot
 from speculative.suffix.kernels import (
     DONE,
     FIELDS,
@@ -144,11 +145,31 @@ class SuffixProposer:
     def clear(self) -> None:
         """Forgets all responses, those of running requests too; what these generate next is kept again."""
         self._kept.ring[NEWEST] += self._kept.ring[PAGES]
-        for array in (self._kept.before, self._kept.after, self._kept.used):
+        for array in (self._kept.before, self._kept.after, self._kept.used, self._kept.owner):
             array.fill(0)
         self._slots.rows[:, KEPT] = 0
         self._slots.rows[:, DONE] = self._slots.rows[:, LENGTH]
         self._renumber()
+
+    def save(self, path: Path, model: str = "") -> None:
+        """Writes the kept responses to a file, whole or not at all. See `snapshot.write`.
+
+        Args:
+            path: of the file; its folder exists.
+            model: whose token ids they are; `load` must be told the same.
+        """
+        snapshot.write(path, self._kept, model)
+
+    def load(self, path: Path, model: str = "") -> None:
+        """Takes in responses that `save` wrote, as the newest; the most recent of them if not all fit.
+
+        Raises:
+            ValueError: the file is not such a file, is damaged, or is of another model.
+            FileNotFoundError: there is none.
+        """
+        tokens, before = snapshot.read(path, model, self.settings.pages)
+        self._renumber()
+        kernels.restore(self._kept, self._slots, self._params, tokens, before)
 
     def _admit(self, slot: int) -> None:
         if slot == len(self._room):
@@ -171,8 +192,9 @@ class SuffixProposer:
         own, start, end = self._own, first * PAGE, (first + pages) * PAGE
         own.tokens[start:end] = -1
         own.heads[:, start:end] = 0
-        own.after[first : first + pages] = [*range(first + 1, first + pages), 0]
-        own.before[first : first + pages] = [0, *range(first, first + pages - 1)]
+        own.after[first : first + pages - 1] = np.arange(first + 1, first + pages)
+        own.before[first + 1 : first + pages] = np.arange(first, first + pages - 1)
+        own.after[first + pages - 1] = own.before[first] = 0
         if held:
             last = sum(held[-1]) - 1
             own.after[last], own.before[first] = first, last

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PAGE = 16  # tokens; responses are kept by the page
+PAGE = 8  # tokens; responses are kept by the page
 SPARED = 4  # pages that one new page may spare under "lru"
+DOUBT = 0.25  # of a vote, against every match: few matches promise less than many
 EVICTIONS = ("fifo", "lru")
 MAX_TOKENS = 1 << 28  # positions are int32, and the youngest must stay far from the end of that range
 
@@ -22,7 +23,7 @@ class SuffixSettings:
         max_spec_offset: see `max_spec_factor`, in tokens.
         min_token_prob: a draft ends before the token whose estimated probability is below this.
         max_draft: longest draft, in tokens.
-        capacity_tokens: tokens of responses that are kept for later requests, rounded up to pages of 16;
+        capacity_tokens: tokens of responses that are kept for later requests, rounded up to pages of 8;
             0: none are, requests then match only their own prompt and response.
         capacity_bytes: the same bound in bytes, None for none; the tighter of the two holds.
         eviction: which responses go first when the index is full. "fifo": the oldest. "lru": the oldest
@@ -50,16 +51,16 @@ class SuffixSettings:
     eviction: str = "fifo"
     occurrences: int = 32
     levels: tuple[int, ...] = (1, 2, 4, 8, 16)
-    slice_tokens: int = 4096
+    slice_tokens: int = 8192
     active_tokens: int = 1 << 22
     prompt_tail: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         _whole("max_depth", self.max_depth, 1, 4096)
-        _number("max_spec_factor", self.max_spec_factor, lambda v: v >= 0, "0 or more")
+        _number("max_spec_factor", self.max_spec_factor, lambda v: v >= 0, "a number, 0 or more")
         _number("max_spec_offset", self.max_spec_offset, lambda v: True, "a finite number")
-        _number("min_token_prob", self.min_token_prob, lambda v: 0 <= v <= 1, "between 0 and 1")
+        _number("min_token_prob", self.min_token_prob, lambda v: 0 <= v <= 1, "a number between 0 and 1")
         _whole("max_draft", self.max_draft, 1, 4096)
         _whole("capacity_tokens", self.capacity_tokens, 0, MAX_TOKENS)
         if self.capacity_bytes is not None:
@@ -75,7 +76,7 @@ class SuffixSettings:
     @property
     def bytes_per_token(self) -> float:
         """What a token of an index takes: itself, and a link and a table entry for each level."""
-        return 4 * (1 + 2 * len(self.levels)) + 16 / PAGE
+        return 4 * (1 + 2 * len(self.levels)) + 13 / PAGE
 
     @property
     def pages(self) -> int:
@@ -107,4 +108,4 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
 def _number(name: str, value: object, good: Callable[[float], bool], wanted: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not good(value):
-        raise ValueError(f"{name} is {value!r}; give a number, {wanted}")
+        raise ValueError(f"{name} is {value!r}; give {wanted}")

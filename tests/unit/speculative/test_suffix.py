@@ -87,3 +87,116 @@ def test_fast_and_slow_draft_the_same(settings, seed):
     for _ in range(120):
         traffic.act()
     assert traffic.drafted > 0
+
+
+def said(proposer, prompt, response):
+    slot = proposer.start(ints(*prompt), EMPTY)
+    proposer.work()
+    proposer.step(ints(slot), ints(*response), ints(0, len(response)), ints(0))
+    proposer.stop(slot)
+
+
+def drafted(proposer, prompt, limit=32):
+    slot = proposer.start(ints(*prompt), EMPTY)
+    proposer.work()
+    drafts = proposer.step(ints(slot), EMPTY, ints(0, 0), ints(limit))
+    proposer.stop(slot)
+    return drafts.tokens[0, : drafts.lengths[0]].tolist()
+
+
+def test_responses_are_kept_and_prompts_are_not():
+    proposer = SuffixProposer(SuffixSettings(capacity_tokens=100))
+    said(proposer, range(100, 120), range(50, 70))
+    assert drafted(proposer, [52, 53, 54]) == [55, 56, 57]
+    assert drafted(proposer, [102, 103, 104]) == []
+    proposer.clear()
+    assert drafted(proposer, [52, 53, 54]) == []
+
+
+def test_a_saved_index_drafts_the_same(tmp_path):
+    settings = SuffixSettings(capacity_tokens=200)
+    old, new, small = (
+        SuffixProposer(settings),
+        SuffixProposer(settings),
+        SuffixProposer(SuffixSettings(capacity_tokens=16)),
+    )
+    for start in range(0, 400, 40):
+        said(old, [], range(start, start + 30))
+    old.save(tmp_path / "index", "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    new.load(tmp_path / "index", "m")
+    small.load(tmp_path / "index", "m")
+    for start in range(400):
+        assert drafted(new, range(start, start + 5)) == drafted(old, range(start, start + 5))
+    assert drafted(small, [374, 375]) == [] != drafted(new, [374, 375])
+    assert drafted(small, [380, 381]) == [382, 383]
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path):
+    proposer = SuffixProposer(SuffixSettings(capacity_tokens=100))
+    proposer.save(tmp_path / "index", "m")
+    with pytest.raises(ValueError, match="of model 'm', not of 'other'"):
+        proposer.load(tmp_path / "index", "other")
+    with pytest.raises(FileNotFoundError):
+        proposer.load(tmp_path / "none")
+    for damage in (b"", b"text", (tmp_path / "index").read_bytes()[:200]):
+        (tmp_path / "bad").write_bytes(damage)
+        with pytest.raises(ValueError, match="give a file that save wrote"):
+            proposer.load(tmp_path / "bad")
+
+
+def test_numbers_that_run_out_start_again():
+    proposer = SuffixProposer(SuffixSettings(capacity_tokens=200))
+    proposer._kept.ring[0] = 1 << 27
+    for start in range(0, 400, 40):
+        said(proposer, [], range(start, start + 30))
+    assert proposer._kept.ring[0] < 1000
+    assert drafted(proposer, [364, 365]) == [366, 367]
+    assert drafted(proposer, [4, 5]) == []
+
+
+def test_full_room_for_running_requests_doubles():
+    proposer = SuffixProposer(SuffixSettings(capacity_tokens=0, active_tokens=64))
+    slots = [proposer.start(np.arange(n, n + 900, dtype=np.int32), EMPTY) for n in range(5)]
+    for _ in range(3):
+        proposer.work()
+    more = np.arange(100, 140, dtype=np.int32)
+    drafts = proposer.step(ints(*slots), np.tile(more, 5), np.arange(6) * 40, np.full(5, 8))
+    assert drafts.tokens.tolist() == [list(range(140, 148))] * 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_depth": 0}, "max_depth is 0; give a whole number from 1 to 4096"),
+        ({"max_spec_factor": -1.0}, "give a number, 0 or more"),
+        ({"max_spec_offset": float("nan")}, "give a finite number"),
+        ({"min_token_prob": 1.5}, "between 0 and 1"),
+        ({"eviction": "random"}, "give one of fifo, lru"),
+        ({"levels": (4, 2)}, "ascending"),
+        ({"levels": (1, 32), "max_depth": 16}, "none may exceed max_depth"),
+        ({"prompt_tail": 65}, "from 0 to 64"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SuffixSettings(**wrong)
+
+
+def test_bytes_bound_the_index_too():
+    assert SuffixSettings(capacity_bytes=1 << 20).pages * 8 * SuffixSettings().bytes_per_token <= 1 << 20
+    assert SuffixSettings(capacity_bytes=0).pages == 0
+
+
+def test_wrong_calls_are_refused():
+    proposer = SuffixProposer(SuffixSettings(capacity_tokens=0))
+    slot = proposer.start(ints(1, 2), EMPTY)
+    with pytest.raises(ValueError, match="none negative; its least is -3"):
+        proposer.start(ints(1, -3), EMPTY)
+    with pytest.raises(ValueError, match=r"slots \[7\] are not running"):
+        proposer.step(ints(slot, 7), EMPTY, ints(0, 0, 0), ints(1, 1))
+    with pytest.raises(ValueError, match="offsets run from 0 to 1"):
+        proposer.step(ints(slot), EMPTY, ints(0, 1), ints(1))
+    proposer.stop(slot)
+    with pytest.raises(ValueError, match="is not running"):
+        proposer.stop(slot)
