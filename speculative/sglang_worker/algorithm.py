@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from arctic_sglang.compat import vendor
@@ -92,6 +93,10 @@ def set_arguments(args: Any) -> None:
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"--speculative-algorithm {args.speculative_algorithm} does not go with:\n{listed}\nLeave these out."
+        raise ValueError(msg)
+    folder = Path(args.suffix_cache_path).parent if args.suffix_cache_path else Path()
+    if not folder.is_dir():
+        msg = f"--suffix-cache-path {args.suffix_cache_path}: there is no folder {folder}; make it first"
         raise ValueError(msg)
     args.speculative_num_draft_tokens = settings.width
     args.speculative_eagle_topk = 1

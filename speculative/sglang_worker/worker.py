@@ -15,6 +15,7 @@ from speculative.settings import SpeculationSettings
 from speculative.sglang_worker import verify
 from speculative.sglang_worker.drafting import Drafting, Plan
 from speculative.sglang_worker.head import Head
+from speculative.sglang_worker.memory import Memory
 from speculative.sglang_worker.staging import Staging
 from speculative.sglang_worker.widths import Widths
 from speculative.suffix import SuffixProposer, SuffixSettings
@@ -68,6 +69,10 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         """Captures every width, measures what steps cost, and sets up the policy with it."""
         settings, runner = self._settings, self._runner
         self._proposer.warm()
+        args = self.server_args
+        self._memory = Memory(
+            self._proposer, args.suffix_cache_path, args.served_model_name, writes=self._rank == 0
+        )
         self._widths = Widths(runner)
         self._widths.build(settings.widths, hidden=self._head is not None)
         table = self._cost_table()
@@ -125,6 +130,8 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
             natural_stop: whether it ended by a stop token.
         """
         self._requests.finish(rid)
+        if not len(self._requests):
+            self._memory.idle()
 
     def clear_cache_pool(self) -> None:
         """Forgets the responses of earlier requests, with SGLang's own cache."""
