@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from arctic_sglang.compat import vendor
@@ -154,10 +155,15 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         relay = batch.spec_info
         plan = self._drafting.plan(batch)
         if plan.width == 1:
-            return verify.decode(batch, self._target_worker, relay, barrier)
-        tokens, limits = self._drafts(plan, relay)
-        with self._widths.use(plan.width):
-            return verify.verify(batch, self._target_worker, tokens, limits, self._head is not None, barrier)
+            result = verify.decode(batch, self._target_worker, relay, barrier)
+        else:
+            tokens, limits = self._drafts(plan, relay)
+            hidden = self._head is not None
+            with self._widths.use(plan.width):
+                result = verify.verify(batch, self._target_worker, tokens, limits, hidden, barrier)
+        # On the host already. SGLang else counts every step as one of the widest drafts.
+        result.cap_lens = torch.from_numpy(1 + np.minimum(plan.picked.lengths, plan.width - 1))
+        return result
 
     def _drafts(self, plan: Plan, relay: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the step verifies, int64 [rows, width], and how much of each draft may be accepted."""

@@ -1,0 +1,37 @@
+"""One engine on a GPU: answers to the prompts of a file, as JSON. Run by test_speculation.py."""
+
+import json
+import sys
+
+
+def main() -> None:
+    """Usage: speculation_child.py OPTIONS_JSON PROMPTS OUT."""
+    import sglang
+
+    options, prompts, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+    with open(prompts, encoding="utf-8") as file:
+        asked = json.load(file)
+    engine = sglang.Engine(mem_fraction_static=0.07, random_seed=3, **options)
+    greedy = {"temperature": 0, "max_new_tokens": 32}
+    found = {}
+    for name in ("first", "second"):  # the second time the index knows the answers
+        answers = engine.generate(asked, greedy, return_logprob=True)
+        found[name] = [
+            {
+                "ids": answer["output_ids"],
+                "logprobs": [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]],
+                "steps": answer["meta_info"].get("spec_verify_ct", len(answer["output_ids"]) - 1),
+            }
+            for answer in answers
+        ]
+    pattern = {**greedy, "regex": r"(Return|Set) [a-z ]{3,20}\."}
+    found["constrained"] = [answer["text"] for answer in engine.generate(asked[:8], pattern)]
+    sampled = {"temperature": 1.0, "top_k": 2, "max_new_tokens": 2, "ignore_eos": True}
+    found["sampled"] = [answer["output_ids"] for answer in engine.generate([asked[3]] * 4000, sampled)]
+    with open(out, "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    engine.shutdown()
+
+
+if __name__ == "__main__":
+    main()
