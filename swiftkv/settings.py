@@ -134,22 +134,39 @@ class Settings:
         Raises:
             SwiftKVError: a setting that matters differs; the message names each.
         """
-        now = self.to_dict()
-        changed = [
-            f"{_flag(name)} was {other.get(name)} and is {now[name]}"
-            for name in now
-            if name not in FREE and other.get(name) != now[name]
-        ]
-        if changed:
-            raise SwiftKVError(f"the run was begun with other settings: {'; '.join(changed)}")
+        refuse_changes(self.to_dict(), other, FREE)
 
     def rate(self, progress: float) -> float:
         """The learning rate when this share of the run, from 0 to 1, is done."""
-        if progress < self.warmup_ratio:
-            return self.learning_rate * progress / self.warmup_ratio
-        left = max(0.0, 1.0 - progress) / (1.0 - self.warmup_ratio)
-        share = left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
-        return self.learning_rate * share
+        return schedule(self.learning_rate, self.warmup_ratio, self.decay, progress)
+
+
+def schedule(highest: float, warmup_ratio: float, decay: str, progress: float) -> float:
+    """The learning rate when a share of the run, from 0 to 1, is done: up to the highest, then down to zero."""
+    if progress < warmup_ratio:
+        return highest * progress / warmup_ratio
+    left = max(0.0, 1.0 - progress) / (1.0 - warmup_ratio)
+    return highest * (left if decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+
+def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: frozenset[str]) -> None:
+    """Refuses to go on with a run of other settings.
+
+    Args:
+        now: the settings by name.
+        then: those that the run was begun with.
+        free: names that may differ.
+
+    Raises:
+        SwiftKVError: a setting that matters differs; the message names each.
+    """
+    changed = [
+        f"{_flag(name)} was {then.get(name)} and is {now[name]}"
+        for name in now
+        if name not in free and then.get(name) != now[name]
+    ]
+    if changed:
+        raise SwiftKVError(f"the run was begun with other settings: {'; '.join(changed)}")
 
 
 def _flag(name: str) -> str:

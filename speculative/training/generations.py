@@ -5,6 +5,7 @@ or not at all and drawn from a seed of its own, so that a run that was stopped g
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -140,7 +141,7 @@ def generate(
     folder: Path,
     *,
     batch_size: int,
-    source: str,
+    about: dict[str, Any],
     part: int = 0,
     parts: int = 1,
     stop: Callable[[], bool] = lambda: False,
@@ -154,7 +155,7 @@ def generate(
         sampling: how.
         folder: for the files.
         batch_size: prompts at a time.
-        source: says which model and prompts these are, to tell another run's folder.
+        about: which model and prompts these are, as JSON has it, to tell another run's folder.
         part: of the files, this process writes those whose number leaves this remainder.
         parts: divided by this.
         stop: asked after each file whether to stop.
@@ -166,7 +167,7 @@ def generate(
     Raises:
         TrainingError: the folder holds generations of another model, of other prompts or sampling.
     """
-    _claim(folder, {"source": source, **json.loads(json.dumps(asdict(sampling)))}, write=part == 0)
+    _claim(folder, {**about, **asdict(sampling), "temperatures": list(sampling.temperatures)})
     number = 0
     while some := list(islice(prompts, PART_PROMPTS)):
         path = folder / f"part-{number:05d}.parquet"
@@ -192,7 +193,7 @@ def _continue_part(
     return [(prompt, answer) for i, prompt in enumerate(prompts) for answer in answers[i]]
 
 
-def _claim(folder: Path, about: dict[str, Any], *, write: bool) -> None:
+def _claim(folder: Path, about: dict[str, Any]) -> None:
     """Notes whose the folder is, or refuses it if it is another's."""
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / _NOTE
@@ -208,8 +209,10 @@ def _claim(folder: Path, about: dict[str, Any], *, write: bool) -> None:
             f"{folder} holds Parquet files that were not generated here; to train on them leave --prompts out"
         )
         raise TrainingError(msg)
-    elif write:
-        note.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    else:
+        partial = note.with_name(f".{_NOTE}.{os.getpid()}")
+        partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        partial.replace(note)
 
 
 def _write(path: Path, rows: list[tuple[Int32, Int32]]) -> None:
