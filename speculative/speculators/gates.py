@@ -39,18 +39,18 @@ def lstm_cell(
     Returns:
         The state `[..., width]` in the type of `gates`, and the cell, float32.
     """
-    if gates.device.type == "cpu" or torch.is_grad_enabled():
+    if gates.dim() != 2 or gates.device.type == "cpu" or torch.is_grad_enabled():
         return _lstm_cell_twin(gates, tokens, embedding, emb_scale, cell, norms, eps)
     return lstm_cell_kernel(gates, tokens, embedding, emb_scale, cell, norms, eps)
 
 
 def scale_input(hidden: Tensor, eps: float) -> Tensor:
     """`hidden / rms(hidden) / sqrt(2)` over the last axis, in the type of `hidden`."""
-    if hidden.device.type == "cpu" or torch.is_grad_enabled():
+    if hidden.dim() != 2 or hidden.device.type == "cpu" or torch.is_grad_enabled():
         wide = hidden.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * 0.5**0.5
         return (wide * scale).to(hidden.dtype)
-    return scale_input_kernel(hidden, eps)
+    return scale_input_kernel(hidden.contiguous(), eps)
 
 
 def _lstm_cell_twin(
