@@ -34,6 +34,7 @@ from speculative.training.objective import Objective, start_from
 from speculative.training.prompts import Prompts
 from speculative.training.settings import Settings
 from speculative.training.states import Kept, Run, Source, load_model
+from swiftkv.checkpoint import locate
 from swiftkv.data import Table
 from swiftkv.encoding import Encoded
 from swiftkv.errors import SwiftKVError
@@ -116,7 +117,7 @@ class _Stages:
 
     def _generate(self) -> None:
         settings = self._settings
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self._model.config._name_or_path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(locate(settings.model))
         longest = settings.sequence_length - settings.max_new_tokens
         prompts = Prompts(settings.prompts, tokenizer, window=settings.window, longest=longest)
         self._stage("generate", "prompt", partial(
