@@ -133,7 +133,6 @@ class TestRun:
         for name, value in weights(first).items():
             torch.testing.assert_close(value, weights(second)[name], atol=2e-2, rtol=2e-2)
 
-    @pytest.mark.full
     def test_two_processes_do_what_one_does(self, settings, tmp_path):
         """On the CPU, over gloo, stopped in the middle and resumed."""
         alone = train(settings(output=str(tmp_path / "alone"), batch_size=4))
