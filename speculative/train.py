@@ -142,6 +142,10 @@ class _Stages:
         files = generations.files_of(self._generations)
         stats = [[path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in files]
         every = settings.heldout_every
+        if (found := generations.count(files)) < every:
+            raise TrainingError(
+                f"--heldout-every is {every} and there are {found} generations: none would be left to measure on"
+            )
 
         def rows(heldout: bool) -> Iterator[list[Encoded] | None]:
             return (

@@ -235,6 +235,18 @@ def files_of(data: str | Path) -> list[Path]:
     return files
 
 
+def count(files: Sequence[Path]) -> int:
+    """How many rows there are.
+
+    Raises:
+        TrainingError: a file is not Parquet.
+    """
+    try:
+        return sum(pq.read_metadata(path).num_rows for path in files)
+    except (pa.ArrowException, OSError) as error:
+        raise TrainingError(f"--generations: {error}") from error
+
+
 def read(files: Sequence[Path]) -> Iterator[list[Encoded] | None]:
     """Yields each row, prompt and response together, of which the response counts; None for an empty response.
 
