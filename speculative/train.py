@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -36,7 +36,6 @@ from speculative.training.settings import Settings
 from speculative.training.states import Kept, Run, Source, load_model
 from swiftkv.checkpoint import locate
 from swiftkv.data import Table
-from swiftkv.encoding import Encoded
 from swiftkv.errors import SwiftKVError
 from swiftkv.settings import add_flags
 from swiftkv.training import Interrupted, Signals
@@ -142,33 +141,29 @@ class _Stages:
         files = generations.files_of(self._generations)
         stats = [[path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in files]
         every = settings.heldout_every
-        if (found := generations.count(files)) < every:
-            raise TrainingError(
-                f"--heldout-every is {every} and there are {found} generations: none would be left to measure on"
-            )
-
-        def rows(heldout: bool) -> Iterator[list[Encoded] | None]:
-            return (
-                row for i, row in enumerate(generations.read(files)) if (i % every == every - 1) == heldout
-            )
 
         def make(name: str, heldout: bool) -> Table:
             parts = json.dumps([stats, settings.model, every, heldout, settings.sequence_length])
             return Table.keep(
-                partial(rows, heldout), settings.sequence_length, settings.work / name, name=str(files[0].parent),
+                partial(generations.split, files, every, heldout=heldout), settings.sequence_length,
+                settings.work / name, name=str(files[0].parent),
                 fingerprint=hashlib.sha256(parts.encode()).hexdigest(),
             )  # fmt: skip
 
         with self._accelerator.main_process_first():
-            return make("train", False), make("heldout", True)
+            try:
+                return make("train", False), make("heldout", True)
+            except SwiftKVError as error:
+                msg = f"{error}; of {every} prompts one is kept to measure on (--heldout-every)"
+                raise TrainingError(msg) from error
 
     def _source(self, table: Table) -> Source:
         run = Run(self._model, table)
         if not self._settings.keep_states:
             return run
-        kept = Kept(
-            table.folder / "states.bin", table, self._hidden, self._model.dtype, self._accelerator.device
-        )
+        dtype = self._model.dtype
+        path = table.folder / str(dtype).replace("torch", "states")
+        kept = Kept(path, table, self._hidden, dtype, self._accelerator.device)
         length, size = self._settings.sequence_length, self._settings.batch_size
         self._stage(f"states of {table.folder.name}", "batch", partial(kept.fill, run, length, size))
         return kept

@@ -235,18 +235,6 @@ def files_of(data: str | Path) -> list[Path]:
     return files
 
 
-def count(files: Sequence[Path]) -> int:
-    """How many rows there are.
-
-    Raises:
-        TrainingError: a file is not Parquet.
-    """
-    try:
-        return sum(pq.read_metadata(path).num_rows for path in files)
-    except (pa.ArrowException, OSError) as error:
-        raise TrainingError(f"--generations: {error}") from error
-
-
 def read(files: Sequence[Path]) -> Iterator[list[Encoded] | None]:
     """Yields each row, prompt and response together, of which the response counts; None for an empty response.
 
@@ -268,6 +256,27 @@ def read(files: Sequence[Path]) -> Iterator[list[Encoded] | None]:
                     yield from map(_row, *(batch.column(name).to_pylist() for name in COLUMNS))
         except (pa.ArrowException, TypeError) as error:
             raise TrainingError(f"{path}: {error}") from error
+
+
+def split(files: Sequence[Path], every: int, *, heldout: bool) -> Iterator[list[Encoded] | None]:
+    """Yields what `read` does, of the last of every so many prompts or of the others.
+
+    All continuations of a prompt, which lie together, are on the same side.
+
+    Args:
+        files: as for `read`.
+        every: prompts.
+        heldout: of the last of them.
+    """
+    number, before = -1, None
+    for row in read(files):
+        if row is None:
+            continue
+        prompt = row[0].ids[~row[0].counted].tobytes()
+        number += prompt != before
+        before = prompt
+        if (number % every == every - 1) == heldout:
+            yield row
 
 
 def _row(prompt: list[int] | None, response: list[int] | None) -> list[Encoded] | None:

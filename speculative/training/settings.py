@@ -69,7 +69,7 @@ class Settings:
     max_steps: int | None = option(None, int, "optimiser steps at most")
     dtype: str = option("auto", str, "to compute in; auto: bfloat16 on a GPU, else float32", choices=DTYPES)
     seed: int = option(0, int, "of draws, of the rows' order and of random weights")
-    heldout_every: int = option(50, int, "of so many generations one is kept to measure on")
+    heldout_every: int = option(50, int, "of so many prompts one is kept to measure on")
     evaluate_every: int | None = option(None, int, "measure after so many steps, too, not only at both ends")
     save_every: int | None = option(None, int, "steps between savings that --resume goes on from")
 

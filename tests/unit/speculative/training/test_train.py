@@ -206,7 +206,7 @@ class TestRefusals:
                 ["--output", str(tmp_path / "out"), "--generations", str(tmp_path / "none")],
                 "no Parquet file at",
             ),
-            (["--output", str(tmp_path / "out"), "--heldout-every", "41"], "there are 40 generations"),
+            (["--output", str(tmp_path / "out"), "--heldout-every", "21"], "of 21 prompts one is kept"),
             (["--output", str(tmp_path / "out"), "--model", str(tmp_path / "none")], "is no folder"),
         ):
             assert main([*flags, *more]) == 2

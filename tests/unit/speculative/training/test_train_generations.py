@@ -103,6 +103,13 @@ class TestFiles:
         with pytest.raises(TrainingError, match="no Parquet file at"):
             generations.files_of(tmp_path / "none")
 
+    def test_a_prompt_is_learned_from_or_measured_on(self, written):
+        files = generations.files_of(written)
+        train, heldout = (list(generations.split(files, 5, heldout=side)) for side in (False, True))
+        assert (len(train), len(heldout)) == (32, 8)
+        prompts = [{row[0].ids[~row[0].counted].tobytes() for row in rows} for rows in (train, heldout)]
+        assert not prompts[0] & prompts[1]
+
 
 class TestPrompts:
     def write(self, path, *rows) -> str:
