@@ -154,8 +154,9 @@ class Trainer:
             raise TrainingError(msg)
         accuracy = [hits / count for hits, count in zip(right, counted, strict=True)]
         point = {
-            "step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 2), "loss": sum(means),
-            "losses": means, "accuracy": accuracy, "learning_rate": self._optimiser.param_groups[0]["lr"],
+            "step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 2),
+            "losses": [round(mean, 5) for mean in means], "accuracy": [round(share, 5) for share in accuracy],
+            "learning_rate": self._optimiser.param_groups[0]["lr"],
         }  # fmt: skip
         self.curve.append(point)
         return {"loss": f"{sum(means):.3f}", "right": " ".join(f"{share:.3f}" for share in accuracy)}
