@@ -114,7 +114,33 @@ class Table:
         Raises:
             SwiftKVError: no row is left, or one cannot be read.
         """
-        fingerprint = _fingerprint(rows, tokenizer, sequence_length)
+        return cls.keep(
+            lambda: progress(Encoder(tokenizer).encode(rows)), sequence_length, folder,
+            name=str(rows.files[0]), fingerprint=_fingerprint(rows, tokenizer, sequence_length),
+        )  # fmt: skip
+
+    @classmethod
+    def keep(
+        cls,
+        encoded: Callable[[], Iterable[list[Encoded] | None]],
+        sequence_length: int,
+        folder: Path,
+        *,
+        name: str,
+        fingerprint: str,
+    ) -> "Table":
+        """Writes tokenised rows into `folder`, or opens it if it holds these rows already.
+
+        Args:
+            encoded: gives what each row gives, None for an empty one; asked only if there is something to write.
+            sequence_length: rows are cut to this many tokens.
+            folder: for the files; replaced if it holds something else.
+            name: of the rows, for the error.
+            fingerprint: changes when the rows do.
+
+        Raises:
+            SwiftKVError: no row is left, or one cannot be read.
+        """
         note = folder / _NOTE
         if note.is_file():
             known = json.loads(note.read_text(encoding="utf-8"))
@@ -123,9 +149,9 @@ class Table:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            report = _write(progress(Encoder(tokenizer).encode(rows)), sequence_length, partial)
+            report = _write(encoded(), sequence_length, partial)
             if not report.used:
-                raise SwiftKVError(f"{rows.files[0]}: no row has a token to learn from ({report})")
+                raise SwiftKVError(f"{name}: no row has a token to learn from ({report})")
             content = {"fingerprint": fingerprint, "report": _fields(report)}
             (partial / _NOTE).write_text(json.dumps(content, indent=1), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ training has begun.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -28,7 +27,7 @@ from swiftkv.data import Table
 from swiftkv.distillation import Distillation, load
 from swiftkv.encoding import Rows
 from swiftkv.errors import SwiftKVError
-from swiftkv.settings import Settings
+from swiftkv.settings import Settings, add_flags
 from swiftkv.training import STATE, Interrupted, Trainer
 
 # The other processes wait while the main one tokenises.
@@ -107,17 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m swiftkv.distill",
         description="Train a converted SwiftKV model to say what its base says.",
     )
-    for field in dataclasses.fields(Settings):
-        flag, kind, text = f"--{field.name.replace('_', '-')}", field.metadata["type"], field.metadata["help"]
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", help=text)
-        elif field.default is dataclasses.MISSING:
-            parser.add_argument(flag, type=kind, required=True, help=text)
-        else:
-            shown = text if field.default is None else f"{text} (%(default)s)"
-            parser.add_argument(
-                flag, type=kind, default=field.default, choices=field.metadata.get("choices"), help=shown
-            )
+    add_flags(parser, Settings)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     return parser
 

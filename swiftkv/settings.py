@@ -1,5 +1,6 @@
 """What a distillation run can be told, with the defaults of the published recipes."""
 
+import argparse
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -15,8 +16,24 @@ DEFAULT_SEQUENCE_LENGTH = 8192
 FREE = frozenset({"save_every", "heldout", "evaluate_every", "link"})
 
 
-def _option(default: Any, kind: type, text: str, **more: Any) -> Any:
+def option(default: Any, kind: type, text: str, **more: Any) -> Any:
+    """A field with what its flag needs: a type, a help text, and `choices` or `nargs` if it has them."""
     return field(default=default, metadata={"type": kind, "help": text, **more})
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Adds a flag for each field of a dataclass whose fields were made by `option`."""
+    for found in dataclasses.fields(settings):
+        flag = f"--{found.name.replace('_', '-')}"
+        more = dict(found.metadata)
+        kind, text = more.pop("type"), more.pop("help")
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        elif found.default is dataclasses.MISSING:
+            parser.add_argument(flag, type=kind, required=True, help=text, **more)
+        else:
+            shown = text if found.default is None else f"{text} (%(default)s)"
+            parser.add_argument(flag, type=kind, default=found.default, help=shown, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +47,32 @@ class Settings:
     model: str = field(metadata={"type": str, "help": "SwiftKV folder, as swiftkv.convert writes it"})
     data: str = field(metadata={"type": str, "help": ".parquet or .jsonl: a file, a folder or a glob"})
     out: str = field(metadata={"type": str, "help": "folder to write"})
-    teacher: str | None = _option(None, str, "the base, if the folder does not hold its projections")
-    column: str | None = _option(None, str, "the column of the text (messages, prompt and response, or text)")
-    sequence_length: int | None = _option(
+    teacher: str | None = option(None, str, "the base, if the folder does not hold its projections")
+    column: str | None = option(None, str, "the column of the text (messages, prompt and response, or text)")
+    sequence_length: int | None = option(
         None,
         int,
         "tokens of a sequence; rows are packed into it, longer ones cut (the model's, at most 8192)",
     )
-    batch_size: int = _option(1, int, "sequences per device and pass")
-    gradient_accumulation: int = _option(1, int, "passes per optimiser step")
-    learning_rate: float = _option(2e-4, float, "the highest")
-    warmup_ratio: float = _option(0.05, float, "share of the run in which it rises")
-    decay: str = _option("cosine", str, "how it falls to zero after that", choices=DECAYS)
-    epochs: int = _option(1, int, "passes over the data at most")
-    max_steps: int | None = _option(None, int, "optimiser steps at most")
-    minutes: float | None = _option(None, float, "minutes of training at most; the learning rate follows")
-    temperature: float = _option(2.0, float, "of the KL divergence")
-    hidden_weight: float = _option(1.0, float, "of the distance of hidden states, beside the KL divergence")
-    weight_decay: float = _option(0.0, float, "AdamW's")
-    clip_norm: float = _option(1.0, float, "largest norm of the gradients")
-    gradient_checkpointing: bool = _option(False, bool, "less memory, more time")
-    dtype: str = _option("auto", str, "to compute in; auto: bfloat16 on a GPU, else float32", choices=DTYPES)
-    seed: int = _option(0, int, "of the rows' order")
-    save_every: int | None = _option(None, int, "steps between savings that --resume goes on from")
-    heldout: str | None = _option(None, str, "rows to measure on, at the start and the end")
-    evaluate_every: int | None = _option(None, int, "and every so many steps")
-    link: bool = _option(False, bool, "link to the model's files by relative symbolic links, do not copy")
+    batch_size: int = option(1, int, "sequences per device and pass")
+    gradient_accumulation: int = option(1, int, "passes per optimiser step")
+    learning_rate: float = option(2e-4, float, "the highest")
+    warmup_ratio: float = option(0.05, float, "share of the run in which it rises")
+    decay: str = option("cosine", str, "how it falls to zero after that", choices=DECAYS)
+    epochs: int = option(1, int, "passes over the data at most")
+    max_steps: int | None = option(None, int, "optimiser steps at most")
+    minutes: float | None = option(None, float, "minutes of training at most; the learning rate follows")
+    temperature: float = option(2.0, float, "of the KL divergence")
+    hidden_weight: float = option(1.0, float, "of the distance of hidden states, beside the KL divergence")
+    weight_decay: float = option(0.0, float, "AdamW's")
+    clip_norm: float = option(1.0, float, "largest norm of the gradients")
+    gradient_checkpointing: bool = option(False, bool, "less memory, more time")
+    dtype: str = option("auto", str, "to compute in; auto: bfloat16 on a GPU, else float32", choices=DTYPES)
+    seed: int = option(0, int, "of the rows' order")
+    save_every: int | None = option(None, int, "steps between savings that --resume goes on from")
+    heldout: str | None = option(None, str, "rows to measure on, at the start and the end")
+    evaluate_every: int | None = option(None, int, "and every so many steps")
+    link: bool = option(False, bool, "link to the model's files by relative symbolic links, do not copy")
 
     def __post_init__(self) -> None:
         for name in (
@@ -117,22 +134,39 @@ class Settings:
         Raises:
             SwiftKVError: a setting that matters differs; the message names each.
         """
-        now = self.to_dict()
-        changed = [
-            f"{_flag(name)} was {other.get(name)} and is {now[name]}"
-            for name in now
-            if name not in FREE and other.get(name) != now[name]
-        ]
-        if changed:
-            raise SwiftKVError(f"the run was begun with other settings: {'; '.join(changed)}")
+        refuse_changes(self.to_dict(), other, FREE)
 
     def rate(self, progress: float) -> float:
         """The learning rate when this share of the run, from 0 to 1, is done."""
-        if progress < self.warmup_ratio:
-            return self.learning_rate * progress / self.warmup_ratio
-        left = max(0.0, 1.0 - progress) / (1.0 - self.warmup_ratio)
-        share = left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
-        return self.learning_rate * share
+        return schedule(self.learning_rate, self.warmup_ratio, self.decay, progress)
+
+
+def schedule(highest: float, warmup_ratio: float, decay: str, progress: float) -> float:
+    """The learning rate when a share of the run, from 0 to 1, is done: up to the highest, then down to zero."""
+    if progress < warmup_ratio:
+        return highest * progress / warmup_ratio
+    left = max(0.0, 1.0 - progress) / (1.0 - warmup_ratio)
+    return highest * (left if decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+
+def refuse_changes(now: dict[str, Any], then: dict[str, Any], free: frozenset[str]) -> None:
+    """Refuses to go on with a run of other settings.
+
+    Args:
+        now: the settings by name.
+        then: those that the run was begun with.
+        free: names that may differ.
+
+    Raises:
+        SwiftKVError: a setting that matters differs; the message names each.
+    """
+    changed = [
+        f"{_flag(name)} was {then.get(name)} and is {now[name]}"
+        for name in now
+        if name not in free and then.get(name) != now[name]
+    ]
+    if changed:
+        raise SwiftKVError(f"the run was begun with other settings: {'; '.join(changed)}")
 
 
 def _flag(name: str) -> str:
