@@ -16,7 +16,7 @@ from tests.engine.servers import running_engine
 ROOT = Path(__file__).parents[2]
 HEAD = ROOT / "examples" / "tiny_lm" / "speculator"
 TINY = str(ROOT / "examples" / "tiny_lm" / "model")
-GREEDY = {"temperature": 0, "max_new_tokens": 24}
+GREEDY = {"temperature": 0, "max_new_tokens": 16}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_greedy_answers_are_the_same(suffix, plain):
     asked = list(plain)
     answers = suffix.generate(asked, GREEDY)
     assert [answer["text"] for answer in answers] == list(plain.values())
-    assert accepted(answers) > 100
+    assert accepted(answers) > 50
     again = suffix.generate(asked[:40], GREEDY)  # every answer is known now
     assert [answer["text"] for answer in again] == list(plain.values())[:40]
     steps = sum(answer["meta_info"]["spec_verify_ct"] for answer in again)
@@ -73,7 +73,7 @@ def test_greedy_answers_of_a_head_and_the_index_on_two_ranks(hybrid, plain):
     asked = list(plain)[:60]
     answers = hybrid.generate(asked, GREEDY)
     assert [answer["text"] for answer in answers] == [plain[prompt] for prompt in asked]
-    assert accepted(answers) > 100
+    assert accepted(answers) > 50
 
 
 def test_a_head_drafts_for_text_that_was_never_seen(hybrid, plain):
@@ -161,15 +161,16 @@ def exact(prompt, tokens, top):
     return found
 
 
-def test_samples_follow_the_models_distribution(suffix, functions):
-    """Chi-square of 20,000 samples of three tokens, drafted for by the samples before them."""
+@pytest.mark.parametrize("n", [3000, pytest.param(20_000, marks=pytest.mark.full)])
+def test_samples_follow_the_models_distribution(suffix, functions, n):
+    """Chi-square of samples of three tokens, drafted for by the samples before them."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
     prompt = tokenizer(functions[3])["input_ids"][:40]
     expected = exact(prompt, 3, 4)
     sampling = {"temperature": 1.0, "top_k": 4, "max_new_tokens": 3, "ignore_eos": True}
-    counts, drafted, n = dict.fromkeys(expected, 0), 0, 20_000
-    for _ in range(n // 2000):
-        answers = suffix.generate(input_ids=[prompt] * 2000, sampling_params=sampling)
+    counts, drafted = dict.fromkeys(expected, 0), 0
+    for _ in range(n // 1000):
+        answers = suffix.generate(input_ids=[prompt] * 1000, sampling_params=sampling)
         drafted += accepted(answers)
         for answer in answers:
             counts[tuple(answer["output_ids"])] += 1  # KeyError: a token outside the four likeliest
