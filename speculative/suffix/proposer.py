@@ -8,7 +8,7 @@ import numpy as np
 
 from speculative.base import Drafts, Int32
 from speculative.suffix import kernels, snapshot
-from speculative.suffix.kernels import (
+from speculative.suffix.arrays import (
     DONE,
     FIELDS,
     INDEXED,
@@ -17,6 +17,7 @@ from speculative.suffix.kernels import (
     LENGTH,
     NEWEST,
     PAGES,
+    Batch,
     Params,
     Slots,
     Voters,
@@ -108,8 +109,8 @@ class SuffixProposer:
             slot = int(slots[row])
             self._reserve(slot, max(int(wanted[row] - self._room[slot]), int(self._room[slot]) // 2))
         self._renumber()
-        arrays = (slots, tokens, offsets, limits, drafts.tokens, drafts.lengths, drafts.scores)
-        kernels.step(self._own, self._kept, self._slots, self._params, self._voters, *arrays)
+        batch = Batch(slots, tokens, offsets, limits, drafts.tokens, drafts.lengths, drafts.scores)
+        kernels.step(self._own, self._kept, self._slots, self._params, self._voters, batch)
         return drafts
 
     def work(self) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from speculative.suffix.kernels import NEWEST, PAGES, Index
+from speculative.suffix.arrays import NEWEST, PAGES, Index
 from speculative.suffix.settings import PAGE
 
 
