@@ -4,7 +4,8 @@ A server of 32 concurrent requests is played: each step takes in what every runn
 generated and drafts; the draft's tokens that the trace has, and one more, are generated. A request that ends
 makes room for the next, whose prompt takes `ceil(tokens / 8192)` steps of prefill in which nobody else moves.
 Reported: accepted draft tokens per step and request; time in the index per generated token (all of it:
-prompts, updates, drafts, ends; processor time, one thread); memory per token held; the longest step while a 32,000-token prompt arrives.
+prompts, updates, drafts, ends; processor time, one thread); memory per token held; the longest step while a
+32,000-token prompt arrives.
 
     python benchmarks/suffix_index.py --peer PATH    # a folder with arctic_inference/suffix_decoding in it
 
@@ -165,7 +166,7 @@ def memory(arm: str, requests: list[Request]) -> dict[str, Any]:
     tokens = sum(len(request.response) for request in requests)
     SuffixProposer().warm()
     before = _resident()
-    index = Peer(0) if arm == "peer" else Ours(tokens + 16 * len(requests))
+    index = Peer(0) if arm == "peer" else Ours(tokens + 8 * len(requests), active_tokens=1 << 16)
     for request in requests:
         slot = index.start(request.prompt[:0])
         for begin in range(0, len(request.response), 8):

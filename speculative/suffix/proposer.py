@@ -72,9 +72,11 @@ class SuffixProposer:
         """Compiles (or loads from numba's cache) everything, so that the first request need not wait."""
         other = SuffixProposer(SuffixSettings(capacity_tokens=PAGE, active_tokens=64 * PAGE))
         few = np.zeros(4, np.int32)
-        other.start(few, few)
+        slot = other.start(few, few)
         other.work()
-        other.step(few[:1], few, np.array([0, 4], np.int32), few[:1] + 4)
+        other.step(few[:1] + slot, few, np.array([0, 4], np.int32), few[:1] + 4)
+        other.stop(slot)
+        kernels.restore(other._kept, other._slots, other._params, np.zeros((0, PAGE), np.int32), few[:0])
 
     def start(self, prompt: Int32, response: Int32) -> int:
         """See `Proposer.start`. What `response` holds was kept when it was generated and is not kept again.
