@@ -84,7 +84,9 @@ class SuffixProposer:
         Raises:
             ValueError: a token is negative.
         """
-        text = np.concatenate([_tokens("prompt", prompt), _tokens("response", response)])
+        text = _tokens("prompt", prompt)
+        if len(response):
+            text = np.concatenate([text, _tokens("response", response)])
         slot = heapq.heappop(self._free) if self._free else len(self._held)
         self._admit(slot)
         self._reserve(slot, len(text) + ROOM)
