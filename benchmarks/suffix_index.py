@@ -4,7 +4,8 @@ A server of 32 concurrent requests is played: each step takes in what every runn
 generated and drafts; the draft's tokens that the trace has, and one more, are generated. A request that ends
 makes room for the next, whose prompt takes `ceil(tokens / 8192)` steps of prefill in which nobody else moves.
 Reported: accepted draft tokens per step and request; time in the index per generated token (all of it:
-prompts, updates, drafts, ends); memory per token held; the longest step while a 32,000-token prompt arrives.
+prompts, updates, drafts, ends; processor time, one thread); memory per token held; the longest step while a
+32,000-token prompt arrives.
 
     python benchmarks/suffix_index.py --peer PATH    # a folder with arctic_inference/suffix_decoding in it
 
@@ -12,21 +13,28 @@ The peer is built from the sdist of arctic-inference 0.3.0 (its suffix_decoding 
 csrc/suffix_decoding gives with cmake and nanobind 2.9.2); without --peer only ours is measured.
 """
 
+import argparse
+import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
+import suffix_traces
+from suffix_traces import Int32, Request
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.suffix_traces import Int32, Request
 from speculative.suffix import SuffixProposer, SuffixSettings
 
 CONCURRENT = 32
 PREFILL = 8192
 DRAFT = 32
+LONG = 32_000
+REPEATS = 9
 
 
 class Ours:
@@ -36,9 +44,11 @@ class Ours:
         self.index = SuffixProposer(SuffixSettings(capacity_tokens=capacity, max_draft=DRAFT, **changed))
 
     def start(self, prompt: Int32) -> int:
+        """A request begins: what it is known by."""
         return self.index.start(prompt, prompt[:0])
 
     def step(self, ids: list[int], news: list[Int32], contexts: list[Int32]) -> list[Int32]:
+        """Takes in what is new, then the drafts, row by row."""
         offsets = np.zeros(len(ids) + 1, np.int32)
         np.cumsum([len(new) for new in news], out=offsets[1:])
         tokens = np.concatenate(news)
@@ -46,9 +56,11 @@ class Ours:
         return [drafts.tokens[row, : drafts.lengths[row]] for row in range(len(ids))]
 
     def work(self) -> None:
+        """What was put off, once a step."""
         self.index.work()
 
     def stop(self, slot: int) -> None:
+        """The request is over."""
         self.index.stop(slot)
 
 
@@ -62,11 +74,13 @@ class Peer:
         self.started = 0
 
     def start(self, prompt: Int32) -> int:
+        """A request begins: what it is known by."""
         self.started += 1
         self.cache.start_request(self.started, prompt)
         return self.started
 
     def step(self, ids: list[int], news: list[Int32], contexts: list[Int32]) -> list[Any]:
+        """Takes in what is new, then the drafts, row by row."""
         drafts = []
         for request, new, context in zip(ids, news, contexts, strict=True):
             if len(new):
@@ -75,22 +89,24 @@ class Peer:
         return drafts
 
     def work(self) -> None:
-        pass
+        """Nothing is put off."""
 
     def stop(self, slot: int) -> None:
+        """The request is over."""
         self.cache.stop_request(slot)
 
 
 class Clock:
-    """Time spent in the index."""
+    """Processor time spent in the index: on a machine with other work, time on the wall says little."""
 
     def __init__(self) -> None:
         self.total = self.longest = 0.0
 
     def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
-        begun = time.perf_counter()
+        """Calls, and notes how long it took."""
+        begun = time.thread_time()
         result = call(*args)
-        took = time.perf_counter() - begun
+        took = time.thread_time() - begun
         self.total += took
         self.longest = max(self.longest, took)
         return result
@@ -140,3 +156,132 @@ def play(arm: Any, requests: Iterable[Request], concurrent: int = CONCURRENT) ->
         "steps": steps,
         "generated": generated,
     }
+
+
+def memory(arm: str, requests: list[Request]) -> dict[str, Any]:
+    """Growth of the process's resident memory over a trace whose responses all stay, per token they have.
+
+    One request at a time, so that what running requests hold is small beside it.
+    """
+    tokens = sum(len(request.response) for request in requests)
+    SuffixProposer().warm()
+    before = _resident()
+    index = Peer(0) if arm == "peer" else Ours(tokens + 8 * len(requests), active_tokens=1 << 16)
+    for request in requests:
+        slot = index.start(request.prompt[:0])
+        for begin in range(0, len(request.response), 8):
+            new = request.response[begin : begin + 8]
+            index.step([slot], [new], [new])
+        index.stop(slot)
+    grown = _resident() - before
+    return {"tokens": tokens, "resident_bytes_per_token": round(grown / tokens, 1)}
+
+
+def delay(arm: str, requests: list[Request], length: int = LONG) -> dict[str, Any]:
+    """The longest call into the index, in ms, while a prompt of `length` tokens arrives among running requests."""
+    prompt = np.concatenate([r.prompt for r in requests])[:length]
+    assert len(prompt) == length
+    SuffixProposer().warm()
+    index = Peer(0) if arm == "peer" else Ours(1 << 20)
+    slots = [index.start(request.prompt[:2000]) for request in requests[:CONCURRENT]]
+    for _ in range(20):
+        index.work()
+    times = []
+    for at in range(REPEATS):
+        news = [request.response[at : at + 1] for request in requests[:CONCURRENT]]
+        clock = Clock()
+        long = clock(index.start, prompt)
+        alone = clock.longest
+        for _ in range(8):
+            clock(index.step, slots, news, news)
+            clock(index.work)
+        index.stop(long)
+        times.append((clock.longest, alone))
+    return {
+        "longest_call_ms": common.summary([one[0] * 1e3 for one in times]),
+        "start_ms": common.summary([one[1] * 1e3 for one in times]),
+    }
+
+
+def _resident() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmRSS in /proc/self/status; run this on Linux")
+
+
+def _child(job: str, arm: str, traces: Path, peer: Path | None) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", job, arm, str(traces)]
+    command += ["--peer", str(peer)] if peer else []
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _run_child(job: str, arm: str, path: Path) -> None:
+    with np.load(path) as file:
+        count = len(file.files) // 2
+        requests = [Request(file[f"prompt{i}"], file[f"response{i}"]) for i in range(count)]
+    if job == "play":
+        SuffixProposer().warm()
+        result = play(Peer(0) if arm == "peer" else Ours(1 << 21), requests)
+    else:
+        result = {"memory": memory, "delay": delay}[job](arm, requests)
+    print(json.dumps(result))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = common.parser(__doc__)
+    parser.add_argument("--peer", type=Path, help="folder that holds arctic_inference")
+    parser.add_argument(
+        "--packages", type=Path, default=Path("build/suffix_traces"), help="where pip puts wheels"
+    )
+    parser.add_argument("--trajectories", type=Path, help="folder with *.traj.json for the trace `agent`")
+    parser.add_argument("--limit", type=int, default=400, help="requests of a trace at most")
+    parser.add_argument(
+        "--skip-docs", action="store_true", help="leave out the tiny model's answers (slow to make)"
+    )
+    parser.add_argument("--child", nargs=3, metavar=("JOB", "ARM", "TRACE"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Derives the traces, runs each arm in a process of its own, writes the result."""
+    arguments = _arguments()
+    if arguments.peer:
+        sys.path.insert(0, str(arguments.peer))
+    if arguments.child:
+        job, arm, path = arguments.child
+        return _run_child(job, arm, Path(path))
+    arguments.packages.mkdir(parents=True, exist_ok=True)
+    traces = {"edits": suffix_traces.edits(arguments.packages, arguments.limit)}
+    if not arguments.skip_docs:
+        traces["docs"] = suffix_traces.docs(arguments.limit)
+    if arguments.trajectories:
+        traces["agent"] = suffix_traces.agent(arguments.trajectories, arguments.limit)
+    arms = ["ours", "peer"] if arguments.peer else ["ours"]
+    result: dict[str, Any] = {
+        "settings": {"max_draft": DRAFT, "max_depth": 64, "concurrent": CONCURRENT},
+        "traces": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, requests in traces.items():
+            path = Path(folder) / f"{name}.npz"
+            np.savez(path, **_arrays(requests))
+            told = {
+                "requests": len(requests),
+                "prompt_tokens": sum(len(r.prompt) for r in requests),
+                "response_tokens": sum(len(r.response) for r in requests),
+            }
+            jobs = ("play", "memory", "delay") if name == "edits" else ("play",)
+            runs = {job: {arm: _child(job, arm, path, arguments.peer) for arm in arms} for job in jobs}
+            result["traces"][name] = told | runs
+    common.write("suffix_index", result, arguments.out, arguments.commit)
+
+
+def _arrays(requests: list[Request]) -> dict[str, Int32]:
+    prompts = {f"prompt{i}": r.prompt for i, r in enumerate(requests)}
+    return prompts | {f"response{i}": r.response for i, r in enumerate(requests)}
+
+
+if __name__ == "__main__":
+    main()

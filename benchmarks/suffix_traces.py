@@ -51,6 +51,7 @@ def docs(limit: int) -> list[Request]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # the model is so small that more only wait for each other
     tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
     model = AutoModelForCausalLM.from_pretrained(TINY / "model", dtype=torch.float32).eval()
     requests = []

@@ -1,72 +1,43 @@
 """The suffix index under numba. All compiled code is in this file, so that its cache cannot go stale in part.
 
-An index is a set of flat arrays. Tokens lie in pages of 8; a sequence is a chain of pages, and a token's
-place is `page * 8 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k
-tokens to the newest place that ends them, and `links` leads from there to the next older place of the same
-hash: places that do not match are dropped by comparing tokens, which also gives the match's true length.
+An index is a set of flat arrays. Tokens lie in pages of 8; a sequence is a chain of pages, and a token's place
+is `page * 8 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k tokens to the
+newest place that ends them, and `links` leads from there to the next older place of the same hash: places that do
+not match are dropped by comparing tokens, which also gives the match's true length.
 
-What heads and links hold are places in a numbering that only grows (a ring of pages; its newest page is
-`ring[NEWEST]`): a page that is overwritten gets a new number, and what still points at its old one is seen
-to be older than the ring and dropped. Eviction is thus free. It takes that what a head or link leads to is
-always older than whatever came before it in the walk: a page enters the ring whole, once a request has said
-that much or is over. Requests' own texts use the same arrays with a
-numbering that is simply the place.
+What heads and links hold are places in a numbering that only grows (a ring of pages, the newest numbered
+`ring[NEWEST]`): a page that is overwritten gets a new number, and what still points at its old one is seen to be
+older than the ring and dropped. Eviction is thus free. It takes that links lead to ever older pages, so a page
+enters the ring whole. Requests' own texts use the same arrays, numbered by the place itself.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
+from speculative.suffix.arrays import (
+    DONE,
+    INDEXED,
+    KEPT,
+    LAST,
+    LENGTH,
+    LIES,
+    NEWEST,
+    PAGES,
+    REACHED,
+    STRETCH,
+    Batch,
+    Index,
+    Int32,
+    Params,
+    Slots,
+    Spans,
+    Voters,
+)
 from speculative.suffix.settings import DOUBT, PAGE, SPARED
-
-# ring: number of the newest page, where it lies, how many pages there are.
-NEWEST, LIES, PAGES = 0, 1, 2
-# rows, one per slot: tokens, place of the last (0: none); how many are indexed, place of the last indexed and
-# the stretch it lies in; of the kept response: its last page (0: none), and how many of the
-# tokens need not be kept any more.
-LENGTH, LAST, INDEXED, REACHED, STRETCH, KEPT, DONE = range(7)
-FIELDS = 7
-
-Int32 = NDArray[np.int32]
-
-
-class Index(NamedTuple):
-    """The arrays of an index; int32 but for `used`."""
-
-    tokens: Int32  # [pages * 8], -1 where nothing is
-    links: Int32  # [pages * 8, levels], 0 where the chain ends
-    heads: Int32  # [levels, pages * 8], 0 where nothing is
-    before: Int32  # [pages], the page before in the same sequence
-    after: Int32  # [pages]
-    owner: Int32  # [pages], one more than the slot that took it, 0 if none did
-    used: NDArray[np.uint8]  # [pages], a draft was taken from it
-    ring: Int32  # [3]
-
-
-class Slots(NamedTuple):
-    """What is known of each request, by slot."""
-
-    rows: Int32  # [slots, FIELDS]
-    bases: Int32  # [slots, stretches], first place of each stretch of pages that holds a request's text
-    sizes: Int32  # [slots, stretches], its size in tokens; its part of `heads` has the same bounds
-
-
-class Params(NamedTuple):
-    """`SuffixSettings` as the kernels take it."""
-
-    levels: Int32
-    depth: int
-    occurrences: int
-    visits: int  # places that one look-up may visit
-    max_draft: int
-    factor: float
-    offset: float
-    min_prob: float
-    lru: bool
 
 
 def _entry(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,9 +67,7 @@ def _place(ring: Int32, number: int) -> int:
     ago = ring[NEWEST] - number // PAGE
     if number == 0 or ago >= ring[PAGES]:
         return 0
-    page = ring[LIES] - ago
-    if page < 1:
-        page += ring[PAGES]
+    page = ring[LIES] - ago + (ring[PAGES] if ago >= ring[LIES] else 0)
     return page * PAGE + number % PAGE
 
 
@@ -252,23 +221,10 @@ def restore(kept: Index, slots: Slots, params: Params, tokens: Int32, before: In
             kept.before[page] = lie[before[row]]
             kept.after[lie[before[row]]] = page
         lie[row] = page
-        for at in range(PAGE):
-            place = page * PAGE + at
-            kept.tokens[place] = tokens[row, at]
-            if tokens[row, at] >= 0:
+        kept.tokens[page * PAGE : page * PAGE + PAGE] = tokens[row]
+        for place in range(page * PAGE, page * PAGE + PAGE):
+            if kept.tokens[place] >= 0:
                 _insert(kept, params.levels, place, PAGE, kept.ring[PAGES] * PAGE)
-
-
-class Voters(NamedTuple):
-    """Room for the matches of one look-up, and for two drafts. `[occurrences]` but for the drafts."""
-
-    places: Int32  # where each match ends, most recent first
-    lengths: Int32  # and how many tokens it shares with the request's last
-    at: Int32  # where each voter has got to
-    began: Int32  # the place it came from
-    votes: Int32  # the token it names
-    context: Int32  # [max_depth], the request's last tokens, newest first
-    draft: Int32  # [max_draft]
 
 
 @_inner
@@ -281,30 +237,23 @@ def _matched(index: Index, place: int, context: Int32) -> int:
 
 
 @_inner
-def _look_up(
-    index: Index,
-    params: Params,
-    level: int,
-    context: Int32,
-    base: int,
-    size: int,
-    voters: Voters,
-    found: int,
-    visits: int,
-) -> tuple[int, int]:
-    """Adds the matches of one stretch to `voters`: how many there are now, and how many visits are left."""
+def _look_up(index: Index, params: Params, voters: Voters, level: int, context: Int32, spans: Spans) -> int:
+    """Puts the most recent matches of a level into `voters`: how many there are."""
     code = np.uint64(0)
     for at in range(params.levels[level]):
         code = _mixed(code, context[at])
-    place = _place(index.ring, index.heads[level, base + _bucket(code, size)])
-    while place and visits and found < params.occurrences:
-        visits -= 1
-        length = _matched(index, place, context)
-        if length >= params.levels[level] and _ahead(index.tokens, index.after, place):
-            voters.places[found], voters.lengths[found] = place, length
-            found += 1
-        place = _place(index.ring, index.links[place, level])
-    return found, visits
+    found, visits = 0, params.visits
+    for span in range(len(spans.bases) - 1, -1, -1):
+        bucket = spans.bases[span] + _bucket(code, spans.sizes[span])
+        place = _place(index.ring, index.heads[level, bucket])
+        while place and visits and found < params.occurrences:
+            visits -= 1
+            length = _matched(index, place, context)
+            if length >= params.levels[level] and _ahead(index.tokens, index.after, place):
+                voters.places[found], voters.lengths[found] = place, length
+                found += 1
+            place = _place(index.ring, index.links[place, level])
+    return found
 
 
 @_inner
@@ -374,11 +323,10 @@ def _budget(params: Params, length: int, limit: int) -> int:
 def _best(
     index: Index,
     params: Params,
-    bases: Int32,
-    sizes: Int32,
+    voters: Voters,
+    spans: Spans,
     limit: int,
     context: Int32,
-    voters: Voters,
     out: Int32,
     bar: float,
 ) -> tuple[int, float, int]:
@@ -393,10 +341,7 @@ def _best(
             continue
         if score >= _budget(params, ceiling - 1, limit):
             break
-        found, visits = 0, params.visits
-        for stretch in range(len(bases) - 1, -1, -1):
-            base, size = bases[stretch], sizes[stretch]
-            found, visits = _look_up(index, params, level, context, base, size, voters, found, visits)
+        found = _look_up(index, params, voters, level, context, spans)
         while True:
             length = 0
             for match in range(found):
@@ -434,41 +379,22 @@ def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
 
 
 @_entry
-def step(
-    own: Index,
-    kept: Index,
-    slots: Slots,
-    params: Params,
-    voters: Voters,
-    ids: Int32,
-    tokens: Int32,
-    offsets: Int32,
-    limits: Int32,
-    out: Int32,
-    lengths: Int32,
-    scores: NDArray[np.float32],
-) -> None:
-    """`Proposer.step`: rows `ids` take in their tokens, then draft into `out`, `lengths` and `scores`."""
-    for row in range(len(ids)):
-        new = tokens[offsets[row] : offsets[row + 1]]
-        _extend_text(own, slots, params, ids[row], new)
-        keep(own, kept, slots, params, ids[row], PAGE)
-    all_bases = np.full(1, PAGE, np.int32)
-    all_sizes = np.full(1, kept.ring[PAGES] * PAGE, np.int32)
-    for row in range(len(ids)):
-        if limits[row] <= 0:
-            continue
-        slot = ids[row]
+def step(own: Index, kept: Index, slots: Slots, params: Params, voters: Voters, batch: Batch) -> None:
+    """`Proposer.step`: the rows of `batch` take in their tokens, then draft."""
+    for row, slot in enumerate(batch.slots):
+        _extend_text(own, slots, params, slot, batch.tokens[batch.offsets[row] : batch.offsets[row + 1]])
+        keep(own, kept, slots, params, slot, PAGE)
+    ring = Spans(np.full(1, PAGE, np.int32), np.full(1, kept.ring[PAGES] * PAGE, np.int32))
+    for row, slot in enumerate(batch.slots):
+        limit, out = batch.limits[row], batch.drafts[row]
         context = _context(own, slots, slot, voters.context)
         count = slots.rows[slot, STRETCH] + 1
-        bases, sizes = slots.bases[slot, :count], slots.sizes[slot, :count]
-        drafted, score, _ = _best(own, params, bases, sizes, limits[row], context, voters, out[row], 0.0)
+        spans = Spans(slots.bases[slot, :count], slots.sizes[slot, :count])
+        drafted, score, _ = _best(own, params, voters, spans, limit, context, out, 0.0)
         if kept.ring[PAGES]:
-            better, reached, began = _best(
-                kept, params, all_bases, all_sizes, limits[row], context, voters, out[row], score
-            )
+            better, reached, began = _best(kept, params, voters, ring, limit, context, out, score)
             if better:
                 drafted, score = better, reached
                 _mark(kept, began, drafted)
-        out[row, drafted:] = 0  # the rest of a longer draft that lost
-        lengths[row], scores[row] = drafted, score
+        out[drafted:] = 0  # the rest of a longer draft that lost
+        batch.lengths[row], batch.scores[row] = drafted, score

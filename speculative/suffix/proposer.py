@@ -8,7 +8,7 @@ import numpy as np
 
 from speculative.base import Drafts, Int32
 from speculative.suffix import kernels, snapshot
-from speculative.suffix.kernels import (
+from speculative.suffix.arrays import (
     DONE,
     FIELDS,
     INDEXED,
@@ -17,6 +17,7 @@ from speculative.suffix.kernels import (
     LENGTH,
     NEWEST,
     PAGES,
+    Batch,
     Params,
     Slots,
     Voters,
@@ -71,9 +72,11 @@ class SuffixProposer:
         """Compiles (or loads from numba's cache) everything, so that the first request need not wait."""
         other = SuffixProposer(SuffixSettings(capacity_tokens=PAGE, active_tokens=64 * PAGE))
         few = np.zeros(4, np.int32)
-        other.start(few, few)
+        slot = other.start(few, few)
         other.work()
-        other.step(few[:1], few, np.array([0, 4], np.int32), few[:1] + 4)
+        other.step(few[:1] + slot, few, np.array([0, 4], np.int32), few[:1] + 4)
+        other.stop(slot)
+        kernels.restore(other._kept, other._slots, other._params, np.zeros((0, PAGE), np.int32), few[:0])
 
     def start(self, prompt: Int32, response: Int32) -> int:
         """See `Proposer.start`. What `response` holds was kept when it was generated and is not kept again.
@@ -81,7 +84,9 @@ class SuffixProposer:
         Raises:
             ValueError: a token is negative.
         """
-        text = np.concatenate([_tokens("prompt", prompt), _tokens("response", response)])
+        text = _tokens("prompt", prompt)
+        if len(response):
+            text = np.concatenate([text, _tokens("response", response)])
         slot = heapq.heappop(self._free) if self._free else len(self._held)
         self._admit(slot)
         self._reserve(slot, len(text) + ROOM)
@@ -108,8 +113,8 @@ class SuffixProposer:
             slot = int(slots[row])
             self._reserve(slot, max(int(wanted[row] - self._room[slot]), int(self._room[slot]) // 2))
         self._renumber()
-        arrays = (slots, tokens, offsets, limits, drafts.tokens, drafts.lengths, drafts.scores)
-        kernels.step(self._own, self._kept, self._slots, self._params, self._voters, *arrays)
+        batch = Batch(slots, tokens, offsets, limits, drafts.tokens, drafts.lengths, drafts.scores)
+        kernels.step(self._own, self._kept, self._slots, self._params, self._voters, batch)
         return drafts
 
     def work(self) -> None:

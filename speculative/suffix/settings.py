@@ -32,8 +32,8 @@ class SuffixSettings:
         levels: lengths of the token runs that are looked up, ascending. More levels, more memory: 8 bytes
             a token each.
         slice_tokens: how many tokens of waiting prompts one `work` takes in.
-        active_tokens: room for the prompts and responses of running requests; memory is taken as it is
-            used, and when the room runs out all of it is copied to twice the room.
+        active_tokens: room for the prompts and responses of running requests, taken at the start as that of
+            `capacity_tokens` is; when it runs out all of it is copied to twice the room.
         prompt_tail: how many of a prompt's last tokens are kept in front of its response, so that the same
             question is known by its end; at most `max_depth`.
 
@@ -49,10 +49,10 @@ class SuffixSettings:
     capacity_tokens: int = 1 << 20
     capacity_bytes: int | None = None
     eviction: str = "fifo"
-    occurrences: int = 32
+    occurrences: int = 16
     levels: tuple[int, ...] = (1, 2, 4, 8, 16)
     slice_tokens: int = 8192
-    active_tokens: int = 1 << 22
+    active_tokens: int = 1 << 20
     prompt_tail: int = 0
 
     def __post_init__(self) -> None:

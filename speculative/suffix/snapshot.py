@@ -1,6 +1,6 @@
 """The file that keeps responses over a restart: tokens by page, and which page follows which. Pure: numpy only.
 
-What is looked up is built anew when it is read (a tenth of a second for a million tokens), so `levels` and the capacity
+What is looked up is built anew when it is read (a fraction of a second for a million tokens): `levels` and the capacity
 may differ from those it was written with.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speculative.suffix.kernels import LIES, PAGES, Index, Int32
+from speculative.suffix.arrays import LIES, PAGES, Index, Int32
 from speculative.suffix.settings import PAGE
 
 VERSION = 1
@@ -66,12 +66,12 @@ def read(path: Path, model: str, pages: int) -> tuple[Int32, Int32]:
         raise ValueError(f"{path} holds no suffix index ({error}); give a file that save wrote") from error
     if (int(told["version"]), int(told["page"])) != (VERSION, PAGE):
         raise ValueError(
-            f"{path} is of version {told['version']} with pages of {told['page']}; this release reads version {VERSION} with "
-            f"pages of {PAGE}: delete it, the index fills again"
+            f"{path} is of version {told['version']} with pages of {told['page']}; this release reads "
+            f"version {VERSION} with pages of {PAGE}: delete it, the index fills again"
         )
     if str(told["model"]) != model:
         raise ValueError(
-            f"{path} holds tokens of model {str(told['model'])!r}, not of {model!r}; give that model's own file"
+            f"{path} holds tokens of model {str(told['model'])!r}, not of {model!r}; give its own file"
         )
     tokens, before = told["tokens"], told["before"]
     if tokens.dtype != np.int32 or tokens.shape != (len(before), PAGE) or not _ordered(before):

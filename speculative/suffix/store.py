@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from speculative.suffix.kernels import NEWEST, PAGES, Index
+from speculative.suffix.arrays import NEWEST, PAGES, Index
 from speculative.suffix.settings import PAGE
 
 
 def new_index(pages: int, levels: int, in_use: bool) -> Index:
-    """An index of `pages` pages beside page 0. Its memory is taken as it is touched.
+    """An index of `pages` pages beside page 0. Its memory is taken now: first touches cost
+    milliseconds, and no step is to pay them.
 
     Args:
         pages: how many.
@@ -17,7 +18,7 @@ def new_index(pages: int, levels: int, in_use: bool) -> Index:
     """
     places = (pages + 1) * PAGE
     newest = pages if in_use else 0
-    return Index(
+    index = Index(
         tokens=np.zeros(places, np.int32),
         links=np.zeros((places, levels), np.int32),
         heads=np.zeros((levels, places), np.int32),
@@ -27,6 +28,9 @@ def new_index(pages: int, levels: int, in_use: bool) -> Index:
         used=np.zeros(pages + 1, np.uint8),
         ring=np.array([newest, newest, pages], np.int32),
     )
+    for array in (index.tokens, index.links, index.heads):
+        array.fill(0)
+    return index
 
 
 def grown(index: Index, pages: int) -> Index:
