@@ -1,4 +1,4 @@
-"""The suffix index under numba. All compiled code is in this file, so that its cache cannot go stale in part.
+"""The suffix index under numba. Compiled code calls none outside this file: its cache cannot go stale in part.
 
 An index is a set of flat arrays. Tokens lie in pages of 8; a sequence is a chain of pages, and a token's place
 is `page * 8 + offset`. Page 0 is none. For each of the levels (k tokens), `heads` maps a hash of k tokens to the
@@ -11,7 +11,6 @@ older than the ring and dropped. Eviction is thus free. It takes that links lead
 enters the ring whole. Requests' own texts use the same arrays, numbered by the place itself.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +39,7 @@ from speculative.suffix.arrays import (
 from speculative.suffix.settings import DOUBT, PAGE, SPARED
 
 
-def _entry(function: Callable[..., Any]) -> Callable[..., Any]:
+def entry(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled at the first call; kept on disk where numba finds a folder that it may write to."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
@@ -125,7 +124,7 @@ def _following(own: Index, slots: Slots, slot: int, place: int) -> int:
     return place if place % PAGE else own.after[place // PAGE - 1] * PAGE
 
 
-@_entry
+@entry
 def index_text(own: Index, slots: Slots, params: Params, slot: int, count: int) -> None:
     """Indexes the next `count` tokens of a request's own text."""
     row = slots.rows[slot]
@@ -188,7 +187,7 @@ def _new_page(kept: Index, slots: Slots, params: Params, slot: int) -> None:
     slots.rows[slot, KEPT] = page
 
 
-@_entry
+@entry
 def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least: int) -> None:
     """Puts what a request has said since into the index of responses, as long as it is `least` tokens or more."""
     row = slots.rows[slot]
@@ -207,7 +206,7 @@ def keep(own: Index, kept: Index, slots: Slots, params: Params, slot: int, least
             row[DONE] += 1
 
 
-@_entry
+@entry
 def restore(kept: Index, slots: Slots, params: Params, tokens: Int32, before: Int32) -> None:
     """Puts saved pages into the ring: `tokens` [pages, 8], -1 where nothing is; `before` [pages], a row or -1."""
     lie = np.zeros(len(tokens), np.int64)
@@ -316,7 +315,7 @@ def _path(
 
 @_inner
 def _budget(params: Params, length: int, limit: int) -> int:
-    return max(0, min(params.max_draft, limit, math.floor(length * params.factor + params.offset + 1e-6)))
+    return max(0, min(params.max_draft, limit, int(length * params.factor + params.offset + 1e-6)))
 
 
 @_inner
@@ -378,7 +377,7 @@ def _context(own: Index, slots: Slots, slot: int, context: Int32) -> Int32:
     return context[:count]
 
 
-@_entry
+@entry
 def step(own: Index, kept: Index, slots: Slots, params: Params, voters: Voters, batch: Batch) -> None:
     """`Proposer.step`: the rows of `batch` take in their tokens, then draft."""
     for row, slot in enumerate(batch.slots):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from speculative.base import Drafts, Int32
-from speculative.suffix import kernels, snapshot
+from speculative.suffix import checks, kernels, snapshot
 from speculative.suffix.arrays import (
     DONE,
     FIELDS,
@@ -63,7 +63,7 @@ class SuffixProposer:
         self._kept = new_index(told.pages, len(told.levels), in_use=False)
         self._stretches = Stretches(told.active_tokens // PAGE)
         self._slots = Slots(*(np.zeros((16, width), np.int32) for width in (FIELDS, 8, 8)))
-        self._room = np.full(16, -1, np.int64)  # tokens each slot has room for, -1: not running
+        self._room = np.full(16, -1, np.int32)  # tokens each slot has room for, -1: not running
         self._held: dict[int, list[tuple[int, int]]] = {}
         self._free: list[int] = []
         self._waiting: deque[int] = deque()
@@ -84,9 +84,9 @@ class SuffixProposer:
         Raises:
             ValueError: a token is negative.
         """
-        text = _tokens("prompt", prompt)
+        text = checks.tokens("prompt", prompt)
         if len(response):
-            text = np.concatenate([text, _tokens("response", response)])
+            text = np.concatenate([text, checks.tokens("response", response)])
         slot = heapq.heappop(self._free) if self._free else len(self._held)
         self._admit(slot)
         self._reserve(slot, len(text) + ROOM)
@@ -104,14 +104,13 @@ class SuffixProposer:
         Raises:
             ValueError: a slot is not running, a token is negative, or the lengths of the arrays disagree.
         """
-        slots, offsets, limits = (np.ascontiguousarray(array, np.int32) for array in (slots, offsets, limits))
-        tokens = _tokens("tokens", tokens)
-        self._check(slots, tokens, offsets, limits)
+        slots, tokens, offsets, limits = (
+            np.ascontiguousarray(array, np.int32) for array in (slots, tokens, offsets, limits)
+        )
+        if tokens.ndim != 1 or not checks.ready(slots, tokens, offsets, limits, self._slots.rows, self._room):
+            checks.refuse(slots, checks.tokens("tokens", tokens), offsets, limits, self._room)
+            self._make_room(slots, self._slots.rows[slots, LENGTH] + np.diff(offsets))
         drafts = Drafts.nothing(len(slots), min(self.settings.max_draft, int(limits.max(initial=0))))
-        wanted = self._slots.rows[slots, LENGTH] + np.diff(offsets)
-        for row in np.flatnonzero(wanted > self._room[slots]):
-            slot = int(slots[row])
-            self._reserve(slot, max(int(wanted[row] - self._room[slot]), int(self._room[slot]) // 2))
         self._renumber()
         batch = Batch(slots, tokens, offsets, limits, drafts.tokens, drafts.lengths, drafts.scores)
         kernels.step(self._own, self._kept, self._slots, self._params, self._voters, batch)
@@ -185,6 +184,13 @@ class SuffixProposer:
         self._held[slot] = []
         self._room[slot] = 0
 
+    def _make_room(self, slots: Int32, wanted: Int32) -> None:
+        """Room for `wanted` tokens of each slot, and some to spare."""
+        for slot, tokens in zip(slots.tolist(), wanted.tolist(), strict=True):
+            room = int(self._room[slot])
+            if tokens > room:
+                self._reserve(slot, max(tokens - room, room // 2))
+
     def _reserve(self, slot: int, tokens: int) -> None:
         """One more stretch of pages for a request's own text, behind those it has."""
         pages, held = -(-tokens // PAGE), self._held[slot]
@@ -213,27 +219,3 @@ class SuffixProposer:
     def _renumber(self) -> None:
         if self._kept.ring[NEWEST] * PAGE > 4 * MAX_TOKENS:
             renumbered(self._kept)
-
-    def _check(self, slots: Int32, tokens: Int32, offsets: Int32, limits: Int32) -> None:
-        if len(limits) != len(slots) or len(offsets) != len(slots) + 1:
-            raise ValueError(
-                f"{len(slots)} slots, {len(limits)} limits, {len(offsets)} offsets; give a limit for each slot "
-                "and one offset more"
-            )
-        if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():
-            raise ValueError(
-                f"offsets run from {offsets[0]} to {offsets[-1]}; they must rise from 0 to {len(tokens)}"
-            )
-        known = (slots >= 0) & (slots < len(self._room))
-        known[known] = self._room[slots[known]] >= 0
-        if not known.all():
-            raise ValueError(
-                f"slots {slots[~known].tolist()} are not running; step only slots that start gave"
-            )
-
-
-def _tokens(name: str, tokens: Int32) -> Int32:
-    tokens = np.ascontiguousarray(tokens, np.int32)
-    if tokens.ndim != 1 or tokens.min(initial=0) < 0:
-        raise ValueError(f"{name} must be one row of token ids, none negative; its least is {tokens.min()}")
-    return tokens

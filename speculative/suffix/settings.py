@@ -50,7 +50,7 @@ class SuffixSettings:
     capacity_bytes: int | None = None
     eviction: str = "fifo"
     occurrences: int = 16
-    levels: tuple[int, ...] = (1, 2, 4, 8, 16)
+    levels: tuple[int, ...] = (1, 2, 6, 16)
     slice_tokens: int = 8192
     active_tokens: int = 1 << 20
     prompt_tail: int = 0
