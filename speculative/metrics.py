@@ -194,7 +194,7 @@ class Statistics:
         collectors: Collectors | None = None,
     ) -> None:
         self.total = Counts.none(widths)
-        self._told = copy.deepcopy(self.total)
+        self._told, self._collected = copy.deepcopy(self.total), copy.deepcopy(self.total)
         self._every, self._left = every, every
         self._log, self._collectors = log, collectors
 
@@ -224,13 +224,17 @@ class Statistics:
             self.tell()
 
     def tell(self) -> None:
-        """Says what was not said yet; call it when there is nothing to run, or the last steps stay unsaid."""
-        new = self.total.since(self._told)
+        """Says what was not said yet, in the log and to the collectors."""
         self._left = self._every
-        if not new.steps.any():
-            return
-        self._told = copy.deepcopy(self.total)
-        if self._log is not None:
+        new = self.total.since(self._told)
+        if self._log is not None and new.steps.any():
+            self._told = copy.deepcopy(self.total)
             self._log(new.line())
-        if self._collectors is not None:
+        self.collect()
+
+    def collect(self) -> None:
+        """Brings the collectors up to date; call it when there is nothing to run."""
+        new = self.total.since(self._collected)
+        if self._collectors is not None and new.steps.any():
+            self._collected = copy.deepcopy(self.total)
             self._collectors.add(new)

@@ -179,6 +179,7 @@ class Policy:
         self._yield = Yield(table.widths, self.longest)
         self._calibration = Calibration(self.longest)
         self._probes = {source: Probes() for source in Source}
+        self._excess = (0.0, 0.0)  # what steps took above the table when a width was last chosen
         self._head_probes = False  # the head runs this step to see whether it pays again
         self._factors = self._calibration.factors()
         self._limits = [self._limit(batch) for batch in range(self._max_batch + 1)]
@@ -215,7 +216,7 @@ class Policy:
             np.where(taken, suffix.scores, np.float32(head)),
         )
 
-    def head_pays(self, batch: int, tokens: int, seconds: float) -> bool:
+    def head_pays(self, batch: int, tokens: int, seconds: float, plain: float = 0.0) -> bool:
         """Whether to run the draft head this step; counts a step in which it does not. Call it before `choose`.
 
         Where it runs although it does not seem to pay, `choose` has its draft checked.
@@ -223,43 +224,50 @@ class Policy:
         Args:
             batch: requests.
             tokens: that the head drafts for each.
-            seconds: its own time.
+            seconds: its own time, and what else a step with drafts takes above the table.
+            plain: seconds that a plain step takes above the table.
         """
         if self.limit(batch) == 0:
             return False
         yields = batch * self._head_tokens(tokens).astype(np.int64)
-        choice = self._try(batch, yields, seconds, self._probes[Source.HEAD])
+        choice = self._try(batch, yields, (plain, seconds), self._probes[Source.HEAD])
         self._head_probes = choice.probing
         return choice.width > 1
 
-    def choose(self, drafts: Picked, overhead: float = 0.0) -> Choice:
+    def choose(self, drafts: Picked, overhead: float = 0.0, plain: float = 0.0) -> Choice:
         """The width for this step; counts a step in which drafts are refused. Call it once a step.
 
         Args:
             drafts: of the step's requests.
-            overhead: seconds that a step with drafts loses besides (waiting for the step before, and drafting);
-                leave out what is spent already.
+            overhead: seconds that a step with drafts takes above the table (waiting for the step before, the
+                host's work); leave out what is spent already.
+            plain: the same of a step without.
         """
+        self._excess = plain, overhead
         if not drafts.lengths.any() or self.limit(len(drafts.lengths)) == 0:
             return Choice(1)
         if self._head_probes:
             self._head_probes = False
-            return Choice(self.width(drafts, overhead, probing=True), probing=True)
+            return Choice(self.width(drafts, overhead, plain, probing=True), probing=True)
         batch, yields = len(drafts.lengths), self._tokens(drafts).sum(axis=0, dtype=np.int64)
-        return self._try(batch, yields, overhead, self._probes[Source.SUFFIX])
+        return self._try(batch, yields, self._excess, self._probes[Source.SUFFIX])
 
-    def width(self, drafts: Picked, overhead: float = 0.0, *, probing: bool = False) -> int:
+    def width(
+        self, drafts: Picked, overhead: float = 0.0, plain: float = 0.0, *, probing: bool = False
+    ) -> int:
         """The width with the most tokens a second; changes nothing, so that it may be asked again.
 
         Args:
             drafts: of the step's requests.
             overhead: as for `choose`.
+            plain: as for `choose`.
             probing: the best of those above 1, if any can run and there is a draft.
         """
         batch = len(drafts.lengths)
         if self.limit(batch) == 0:
             return 1
-        return self._best(batch, self._tokens(drafts).sum(axis=0, dtype=np.int64), overhead, probing)
+        yields = self._tokens(drafts).sum(axis=0, dtype=np.int64)
+        return self._best(batch, yields, (plain, overhead), probing)
 
     def observe(self, drafts: Picked, width: int, accepted: Int32) -> None:
         """Takes in how a step went.
@@ -282,29 +290,37 @@ class Policy:
             self._reward(np.bincount(drafts.sources, accepted, len(Source)), len(accepted), width)
 
     def _reward(self, accepted: NDArray[np.float64], batch: int, width: int) -> None:
-        seconds = self.table.at(batch)
+        seconds = self._seconds(batch, self._excess)
         more = seconds[self.table.widths.index(width)] / seconds[0]
         for source in (Source.SUFFIX, Source.HEAD):
             if batch + accepted[source] > batch * more:
                 self._probes[source].hit()
 
-    def _best(self, batch: int, yields: NDArray[np.int64], overhead: float, probing: bool = False) -> int:
+    def _seconds(self, batch: int, excess: tuple[float, float]) -> NDArray[np.float64]:
+        plain, overhead = excess
         seconds = self.table.at(batch) + overhead
-        seconds[0] -= overhead
-        rates = (batch * _TOKEN + yields) / seconds
+        seconds[0] = self.table.at(batch)[0] + plain
+        return seconds
+
+    def _best(
+        self, batch: int, yields: NDArray[np.int64], excess: tuple[float, float], probing: bool = False
+    ) -> int:
+        rates = (batch * _TOKEN + yields) / self._seconds(batch, excess)
         best = int(rates.argmax())
         if probing and best == 0 and yields[-1] > 0 and rates[1:].any():
             best = 1 + int(rates[1:].argmax())
         return self.table.widths[best]
 
-    def _try(self, batch: int, yields: NDArray[np.int64], overhead: float, probes: Probes) -> Choice:
-        width = self._best(batch, yields, overhead)
+    def _try(
+        self, batch: int, yields: NDArray[np.int64], excess: tuple[float, float], probes: Probes
+    ) -> Choice:
+        width = self._best(batch, yields, excess)
         if width > 1:
             probes.paid()
             return Choice(width)
         if not probes.due():
             return Choice(1)
-        width = self._best(batch, yields, overhead, probing=True)
+        width = self._best(batch, yields, excess, probing=True)
         return Choice(width, probing=width > 1)
 
     def _tokens(self, drafts: Picked) -> NDArray[np.int32]:

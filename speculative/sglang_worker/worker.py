@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from arctic_sglang.compat import vendor
 from speculative.cost import CostTable
 from speculative.metrics import Collectors, Statistics
+from speculative.pace import Pace
 from speculative.policy import Policy
 from speculative.requests import Requests
 from speculative.settings import SpeculationSettings
@@ -22,9 +24,11 @@ from speculative.sglang_worker.widths import Widths
 from speculative.suffix import SuffixProposer, SuffixSettings
 
 logger = logging.getLogger(__name__)
-# What the GPU stands idle for when a step waits for the one before: reading its tokens, asking the index,
-# launching. The policy weighs it against the tokens that a draft promises.
+# What the GPU is taken to stand idle for when a step waits for the one before: reading its tokens, asking the
+# index, launching. It is learnt as soon as there are such steps.
 WAIT_SECONDS = 5e-4
+# Steps between two updates of what was learnt: one rank, and several, which have to agree.
+UPDATE_STEPS, AGREE_STEPS = 16, 64
 # Tokens of a prompt's end that are remembered with its response, so that the same question is known from its
 # first token on.
 PROMPT_TAIL = 8
@@ -76,18 +80,20 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         )
         self._widths = Widths(runner)
         self._widths.build(settings.widths, hidden=self._head is not None)
-        table = self._cost_table()
+        measured = self._measured()
+        table = self._cost_table(measured)
         rows = runner.max_running_requests
         self._staging = Staging(rows, settings.width, self.device)
         head_seconds = self._head.prepare(rows) if self._head is not None else 0.0
+        self._statistics = Statistics(self._widths.available, log=self._log(), collectors=self._collectors())
         requests = Requests(self._proposer, settings.width - 1, runner.model_config.context_len)
         self._requests = requests
         self._drafting = Drafting(
             requests, Policy(table, max_batch=settings.max_batch, longest=settings.width - 1),
             suffix=settings.suffix, head_tokens=self._head.tokens if self._head is not None else 0,
             head_seconds=head_seconds, bar=settings.bar,
-            wait_seconds=0.0 if self.server_args.disable_overlap_schedule else WAIT_SECONDS,
-            statistics=Statistics(self._widths.available, log=self._log(), collectors=self._collectors()),
+            pace=self._pace() if measured else None,
+            statistics=self._statistics,
         )  # fmt: skip
 
     def forward_batch_generation(
@@ -133,6 +139,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         self._requests.finish(rid)
         if not len(self._requests):
             self._memory.idle()
+            self._statistics.collect()
 
     def clear_cache_pool(self) -> None:
         """Forgets the responses of earlier requests, with SGLang's own cache."""
@@ -182,20 +189,33 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
             return None
         return Collectors({"model_name": args.served_model_name, "tp_rank": str(self._rank)})
 
-    def _cost_table(self) -> CostTable:
+    def _measured(self) -> dict[tuple[int, int], float]:
+        """Seconds of steps by (batch size, width); empty where they cannot be measured."""
         measured = self._widths.measure()
-        if measured and vendor.get_tp_group().world_size > 1:
-            # Ranks must choose the same widths, so all of them go by rank 0's clock.
-            pairs = sorted(measured)
-            seconds = torch.tensor(
-                [measured[pair] for pair in pairs], dtype=torch.float64, device=self.device
-            )
-            vendor.get_tp_group().broadcast(seconds, src=0)
-            measured = dict(zip(pairs, seconds.tolist(), strict=True))
+        pairs = sorted(measured)
+        seconds = _agreed(np.array([measured[pair] for pair in pairs]))
+        return dict(zip(pairs, seconds.tolist(), strict=True))
+
+    def _cost_table(self, measured: dict[tuple[int, int], float]) -> CostTable:
         if not measured:
             rows = min(self._runner.max_running_requests, 256)
             return CostTable.linear(self._widths.available, rows, constant=16.0)
         return CostTable(measured)
+
+    def _pace(self) -> Pace:
+        if vendor.get_tp_group().world_size > 1:
+            return Pace(WAIT_SECONDS, every=AGREE_STEPS, agree=_agreed)
+        return Pace(WAIT_SECONDS, every=UPDATE_STEPS)
+
+
+def _agreed(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank 0's times: ranks must choose the same widths, so all of them go by its clock."""
+    group = vendor.get_tp_group()
+    if group.world_size == 1 or not seconds.size:
+        return seconds
+    told = torch.from_numpy(np.ascontiguousarray(seconds))
+    torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
+    return told.numpy()
 
 
 def suffix_settings(args: Any, longest: int) -> SuffixSettings:

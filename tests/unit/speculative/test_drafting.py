@@ -141,3 +141,67 @@ def test_the_head_alone_asks_no_index():
     plan_of, _ = planner(played, suffix=False, head_tokens=3)
     assert plan_of.plan(batch(Asked("a", [1], [5]))).width == 4
     assert played.calls == []
+
+
+class Paced:
+    """A pace that says what it is told to, and notes what it hears."""
+
+    def __init__(self, excess=(0.0, 0.0), pause=0):
+        self.told, self.rest, self.heard = excess, pause, []
+
+    def excess(self, rows):
+        return self.told
+
+    def pause(self, rows, seconds):
+        return self.rest
+
+    def launched(self, now, rows, seconds, **of):
+        self.heard.append(of)
+
+    def interrupt(self):
+        self.heard.append("interrupt")
+
+
+def test_a_host_without_time_asks_seldom():
+    played = Played(after=100)
+    plan_of, _ = planner(played, pace=Paced(pause=2))
+    one = Asked("a", [1], [5])
+    asked = []
+    for _ in range(7):
+        plan_of.plan(batch(one))
+        asked.append(len(played.calls))
+    assert asked == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_what_is_found_after_a_pause_is_drafted():
+    played = Played(after=2)
+    plan_of, _ = planner(played, pace=Paced(pause=1))
+    one = Asked("a", [1], [5])
+    widths = []
+    for token in range(4):
+        widths.append(plan_of.plan(batch(one)).width)
+        one.output_ids += [token]
+    assert widths == [1, 1, 8, 8]
+
+
+def test_the_learnt_gap_keeps_steps_plain():
+    one = Asked("a", [1], [5])
+    for gap, width in (((0.0, 0.0), 8), ((0.0, 1000.0), 1), ((1000.0, 1000.0), 8)):
+        plan_of, _ = planner(Played(after=1), pace=Paced(gap))
+        assert plan_of.plan(batch(one)).width == width
+
+
+def test_the_pace_hears_of_every_launch():
+    pace = Paced()
+    plan_of, _ = planner(Played(after=1), pace=pace)
+    one = Asked("a", [1], [5])
+    plan_of.launched(batch(one), result([5], None, None), prefill=True)
+    one.output_ids += [6]
+    for _ in range(2):
+        plan_of.plan(batch(one))
+        plan_of.launched(batch(one), result([6, 0, 0, 0], [1], 4), prefill=False)
+    assert pace.heard == [
+        "interrupt",
+        {"wide": True, "waited": False, "ended": None},
+        {"wide": True, "waited": True, "ended": None},  # it had ended long before
+    ]

@@ -81,6 +81,25 @@ def test_the_overhead_counts_against_drafts_alone():
     assert policy.width(picked([0]), overhead=1e-3) == 1
 
 
+def test_a_slow_host_is_counted_in_both_kinds_of_steps():
+    policy = Policy(TABLE)
+    drafts = picked([3], [1.0])
+    seconds = policy.table.cost(1, 1)
+    assert policy.width(drafts) > 1
+    assert policy.width(drafts, overhead=2 * seconds) == 1
+    assert policy.width(drafts, overhead=2 * seconds, plain=seconds) > 1
+
+
+def test_a_probe_that_won_only_by_the_table_does_not_come_back_soon():
+    policy, drafts = Policy(TABLE), picked([7], [0.01])
+    tried = []
+    for step in range(200):
+        choice = policy.choose(drafts, overhead=1.0)
+        tried += [step] if choice.probing else []
+        policy.observe(drafts, choice.width, np.array([choice.width > 1], np.int32))
+    assert len(tried) <= 4
+
+
 def slow_width(policy, lengths, scores, overhead):
     best, rate = 1, -1.0
     for width in WIDTHS:
