@@ -1,21 +1,25 @@
 """Claim: on real text a draft head with a suffix index accepts more tokens a step than either, and is no slower.
 
 The tiny model of examples/tiny_lm writes docstrings for functions that neither it nor its draft head was trained on,
-at temperature 0. Five engines, one after the other on the same machine: `none` is stock SGLang without speculation,
-`ngram` stock SGLang with its NGRAM, and this plugin's `suffix`, `lstm` (the draft head alone) and `hybrid`.
+at temperature 0. Five engines on the same machine: `none` is stock SGLang without speculation, `ngram` stock SGLang
+with its NGRAM, and this plugin's `suffix`, `lstm` (the draft head alone) and `hybrid`. On a GPU all of them are
+started first and then asked in turn; on a CPU there is one at a time.
 
     python benchmarks/speculation_acceptance.py                       # one GPU
     python benchmarks/speculation_acceptance.py --arms none suffix lstm hybrid --functions 40    # a CPU
 
-Each row is `--functions` functions, N at a time, `--repeats` times after one pass that is not counted with other
-functions; tokens a step and output tokens a second, prefill included. Responses of a pass are forgotten before the
-next (flush_cache), so the index knows only what was said in the same pass.
+Each row is `--functions` functions, N at a time (the next one is asked when one is answered), `--repeats` times after
+one pass that is not counted with other functions; tokens a step and output tokens a second, prefill included.
+Responses of a pass are forgotten before the next (flush_cache), so the index knows only what was said in the same
+pass.
 """
 
 import argparse
+import asyncio
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,6 +44,18 @@ def functions() -> list[str]:
     return [json.loads(line)["code"] for line in lines]
 
 
+async def generate(engine: Any, prompts: list[str], together: int) -> list[Any]:
+    """Answers in the order of the prompts, `together` requests at a time."""
+    gate = asyncio.Semaphore(together)
+    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+
+    async def one(prompt: str) -> Any:
+        async with gate:
+            return await engine.async_generate(prompt, sampling)
+
+    return await asyncio.gather(*map(one, prompts))
+
+
 def serve(options: dict[str, Any], channel: TextIO) -> None:
     """The answering side: one engine; a pass a line, until the pipe closes."""
     import sglang
@@ -49,13 +65,9 @@ def serve(options: dict[str, Any], channel: TextIO) -> None:
     known = functions()
     for line in sys.stdin:
         first, last, together = json.loads(line)
-        asked = known[first:last]
         engine.flush_cache()
-        sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
         started = time.perf_counter()
-        answers = []
-        for start in range(0, len(asked), together):
-            answers += engine.generate(asked[start : start + together], sampling)
+        answers = engine.loop.run_until_complete(generate(engine, known[first:last], together))
         seconds = time.perf_counter() - started
         infos = [answer["meta_info"] for answer in answers]
         steps = sum(info.get("spec_verify_ct", info["completion_tokens"] - 1) for info in infos)
@@ -66,30 +78,55 @@ def serve(options: dict[str, Any], channel: TextIO) -> None:
     engine.shutdown()
 
 
-def run_arm(arm: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One engine's life."""
+def start(arm: str, args: argparse.Namespace) -> Piped | RuntimeError:
+    """An arm's engine, or why there is none."""
     plugins, options = ARMS[arm]
     if common.hardware().startswith("CPU"):
         plugins = "arctic"
     else:
-        options = {"mem_fraction_static": 0.2, **options}
+        # The pool is bounded by its tokens: engines that start at the same time cannot go by what memory is free.
+        options = {"mem_fraction_static": 0.6, "max_total_tokens": 65536, **options}
     args.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--serve", json.dumps(options)]
-    log = args.out / f"speculation_acceptance.{arm}.log"
-    child = Piped(command, {"SGLANG_PLUGINS": plugins}, log, args.limit_s)
-    found: dict[str, Any] = {**child.about, "options": list(options), "rows": {}}
     try:
-        for together in args.together:
-            child.ask([len(functions()) - 2 * together, len(functions()), together])
-            passes = [child.ask([0, args.functions, together]) for _ in range(args.repeats)]
-            found["rows"][str(together)] = row = {
-                name: common.summary([turn[name] for turn in passes]) for name in passes[0]
-            }
-            steps, speed = row["tokens_per_step"]["median"], row["tokens_per_second"]["median"]
-            print(f"{arm} {together}: {steps:.3f} tokens a step, {speed:,.0f} tokens/s", flush=True)
-    finally:
-        child.close()
+        return Piped(command, {"SGLANG_PLUGINS": plugins}, args.out / f"{args.name}.{arm}.log", args.limit_s)
+    except RuntimeError as error:
+        return error
+
+
+def measure(arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """The rows of engines that are started together; an arm whose engine fails has an "error"."""
+    with ThreadPoolExecutor(len(arms)) as pool:
+        engines = dict(zip(arms, pool.map(start, arms, [args] * len(arms)), strict=True))
+    found: dict[str, Any] = {}
+    for arm, engine in engines.items():
+        found[arm] = {"rows": {}, "options": list(ARMS[arm][1])}
+        found[arm] |= {"error": str(engine)} if isinstance(engine, RuntimeError) else engine.about
+    for together in args.together:
+        for turn in range(1 + args.repeats):
+            for arm, engine in engines.items():
+                if "error" not in found[arm]:
+                    _ask(engine, found[arm], together, turn, args)
+    for arm, engine in engines.items():
+        if isinstance(engine, Piped):
+            engine.close()
+        for together, row in found[arm]["rows"].items():
+            found[arm]["rows"][together] = {name: common.summary(values) for name, values in row.items()}
     return found
+
+
+def _ask(engine: Any, found: dict[str, Any], together: int, turn: int, args: argparse.Namespace) -> None:
+    try:
+        if turn == 0:
+            engine.ask([len(functions()) - 2 * together, len(functions()), together])
+            return
+        told = engine.ask([0, args.functions, together])
+    except RuntimeError as error:
+        found["error"] = str(error)
+        return
+    row = found["rows"].setdefault(str(together), {name: [] for name in told})
+    for name, value in told.items():
+        row[name].append(value)
 
 
 def main() -> int:
@@ -106,22 +143,19 @@ def main() -> int:
     if args.serve is not None:
         serve(json.loads(args.serve), own_output())
         return 0
+    groups = [args.arms] if not common.hardware().startswith("CPU") else [[arm] for arm in args.arms]
     arms: dict[str, Any] = {}
-    failed = False
-    for arm in args.arms:
-        try:
-            arms[arm] = run_arm(arm, args)
-        except RuntimeError as error:
-            failed = True
-            arms[arm] = {"error": str(error).splitlines()[-1], "rows": {}}
-            print(f"{arm} failed: {error}", file=sys.stderr, flush=True)
+    for group in groups:
+        arms |= measure(group, args)
     content = {"functions": args.functions, "tokens_out": TOKENS, "arms": arms}
     common.write(args.name, content, args.out, args.commit)
     for arm, found in arms.items():
         for together, row in found["rows"].items():
             medians = {name: round(values["median"], 3) for name, values in row.items()}
             print(arm, together, medians)
-    return 1 if failed else 0
+        if "error" in found:
+            print(f"{arm} failed: {found['error']}", file=sys.stderr)
+    return 1 if any("error" in found for found in arms.values()) else 0
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Speculative decoding for SGLang: suffix decoding and draft heads. Nothing is in this release yet."""
+"""Speculative decoding for SGLang: suffix decoding, LSTM, RNN and MLP draft heads, and both together."""

@@ -19,6 +19,7 @@ _NAMES = {
     "get_context": "sglang.srt.runtime_context",
     "get_spec": "sglang.srt.runtime_context",
     "get_tp_group": "sglang.srt.distributed.parallel_state",
+    "GraphSharedOutput": "sglang.srt.model_executor.graph_shared_output",
     "GrammarTree": "sglang.srt.speculative.spec_utils",
     "mambaish_config": "sglang.srt.configs.hybrid_arch",
     "SpecInput": "sglang.srt.speculative.spec_info",

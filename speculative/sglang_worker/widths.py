@@ -21,6 +21,8 @@ from speculative.sglang_worker.verify import chain_input
 logger = logging.getLogger(__name__)
 # Batch sizes that verify steps are captured for; plain decode keeps SGLang's.
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# Tokens of a step for which there is room at least, however small plain decode's largest batch is.
+LEAST_TOKENS = 64
 REPLAYS = 5
 # Backends whose captured plans may be replayed as they are, which is how a step's time is measured.
 _REPLAYABLE = ("FlashAttentionBackend", "TritonAttnBackend")
@@ -58,6 +60,7 @@ class Widths:
         self._runner = runner
         graphs = runner.decode_cuda_graph_runner
         sizes = tuple(graphs.capture_bs) if hasattr(graphs, "capture_bs") else ()
+        self._wide_logits: Any = None
         self._shapes = {1: _Shape(runner.attn_backend, graphs, sizes)}
 
     def build(self, widths: tuple[int, ...], hidden: bool) -> None:
@@ -132,9 +135,11 @@ class Widths:
             name: getattr(spec, name) for name in ("speculative_num_draft_tokens", "speculative_num_steps")
         }
         algorithm, sizes, workspace = runner.spec_algorithm, decode.bs, runner.init_new_workspace
-        # The buffer of logits that all graphs share has as many rows as plain decode's largest batch.
-        batches = [rows for rows in BATCHES if own.batches and rows * width <= own.batches[-1]]
+        logits, largest = runner.graph_shared_output, max(own.batches, default=0)
+        tokens = max(largest, LEAST_TOKENS)
+        batches = [rows for rows in BATCHES if rows <= largest and rows * width <= tokens]
         try:
+            runner.graph_shared_output = self._logits(tokens) if largest else logits
             runner.spec_algorithm = Verifying(algorithm.name, algorithm.factory, supports_overlap=True)
             decode.bs = batches or sizes
             context.override(
@@ -143,7 +148,18 @@ class Widths:
             yield batches
         finally:
             runner.spec_algorithm, decode.bs, runner.init_new_workspace = algorithm, sizes, workspace
+            runner.graph_shared_output = logits
             context.override("arctic-sglang", **before)
+
+    def _logits(self, rows: int) -> Any:
+        """The buffer of logits of SGLang's graphs; one of our own if that one has too few rows."""
+        shared = self._runner.graph_shared_output
+        if shared.max_rows >= rows:
+            return shared
+        if self._wide_logits is None:
+            device = torch.device(self._runner.device)
+            self._wide_logits = vendor.GraphSharedOutput(device=device, max_rows=rows)
+        return self._wide_logits
 
 
 def _seconds(graphs: Any, rows: int) -> float:

@@ -1,10 +1,10 @@
 """Speculation changes no answer: greedy texts, sampled distributions, grammars, penalties, logprobs."""
 
+import asyncio
 import itertools
 import json
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,21 +85,27 @@ def test_a_head_drafts_for_text_that_was_never_seen(hybrid, plain):
 
 def test_aborts_leave_the_others_alone(suffix, plain):
     asked = list(plain)[:24]
+    gone = {f"gone-{i}": 0 for i in range(0, len(asked), 3)}
 
-    def ask(turn):
-        i, prompt = turn
-        if i % 3:
-            return suffix.generate(prompt, GREEDY)["text"]
-        stream = suffix.generate(prompt, {**GREEDY, "max_new_tokens": 500}, stream=True)
-        list(itertools.islice(stream, 2))
-        suffix.abort_request(abort_all=False, rid=f"gone-{i}")
+    async def ask(i, prompt):
+        if f"gone-{i}" not in gone:
+            return (await suffix.async_generate(prompt, GREEDY))["text"]
+        long = {**GREEDY, "max_new_tokens": 500, "ignore_eos": True}
+        stream = await suffix.async_generate(prompt, long, rid=f"gone-{i}", stream=True)
+        async for answer in stream:
+            told = gone[f"gone-{i}"] = answer["meta_info"]["completion_tokens"]
+            if told >= i:  # some are aborted at once, others between two long steps
+                suffix.tokenizer_manager.abort_request(f"gone-{i}")
         return None
 
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(ask, enumerate(asked)))
+    async def ask_all():
+        return await asyncio.gather(*itertools.starmap(ask, enumerate(asked)))
+
+    found = suffix.loop.run_until_complete(ask_all())
     kept = [(text, plain[prompt]) for text, prompt in zip(found, asked, strict=True) if text is not None]
     assert len(kept) == 16
     assert all(text == wanted for text, wanted in kept)
+    assert all(0 < tokens < 500 for tokens in gone.values())
 
 
 def test_grammars(suffix, tiny_engine, functions):

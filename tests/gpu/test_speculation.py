@@ -22,6 +22,7 @@ ENGINES = {
     "triton": {**SUFFIX, "attention_backend": "triton"},
     "torch_native": {**SUFFIX, "attention_backend": "torch_native"},
     "no_graphs": {**SUFFIX, "disable_cuda_graph": True},
+    "few_at_once": {**SUFFIX, "max_running_requests": 2, "cuda_graph_max_bs_decode": 2},
     "lstm": HEAD,
     "hybrid": {**HEAD, "enable_suffix_decoding": True},
     "plain_fp8": {"quantization": "fp8"},
@@ -82,6 +83,8 @@ def test_the_answers_are_plain_decodes(answers, name):
     print(name, f"{tokens / steps:.2f} tokens a step the second time")
     if name != "lstm":
         assert tokens > 2 * steps
+    if name == "few_at_once":  # steps of more tokens than there are requests
+        assert tokens > 4 * steps
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINES if "plain" not in name])
