@@ -104,6 +104,43 @@ def draft_table(result: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
+INDEX = {
+    "accepted_per_step": "draft tokens accepted a step",
+    "update_and_speculate_us_per_token": "update and draft, us a token",
+    "all_us_per_token": "all of it, prompts too, us a token",
+    "resident_bytes_per_token": "memory, bytes a token",
+    "longest_call_ms": "longest call while a prompt of 32,000 tokens arrives, ms",
+}
+
+
+def index_table(result: dict[str, Any] | None) -> str:
+    """The suffix index beside its peer, Markdown."""
+    if result is None:
+        return NOTHING
+    lines = [
+        told(result, "suffix_index"),
+        "",
+        "| trace | | here | the peer | ratio |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for trace, found in result["traces"].items():
+        for job in ("play", "memory", "delay"):
+            arms = found.get(job, {})
+            for name, words in INDEX.items():
+                if name not in arms.get("ours", {}) or (job, name) == ("play", "longest_call_ms"):
+                    continue
+                ours, peer = (_median(arms[arm][name]) if arm in arms else None for arm in ("ours", "peer"))
+                cells = [f"{ours:,.3g}" if job != "play" else f"{ours:,.3f}", "", ""]
+                if peer is not None:
+                    cells[1:] = [f"{peer:,.3g}" if job != "play" else f"{peer:,.3f}", f"{ours / peer:.3f}"]
+                lines.append(f"| {trace} | {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _median(value: Any) -> float:
+    return value["median"] if isinstance(value, dict) else value
+
+
 class _Canvas(Canvas):
     """Bars over a logarithmic scale of speeds, 1 being no speculation."""
 
@@ -175,6 +212,7 @@ def main() -> int:
     blocks = {
         "speed": speed_table(speed),
         "acceptance": acceptance_table(read(args.results, "speculation_acceptance")),
+        "index": index_table(read(args.results, "suffix_index")),
         "draft": draft_table(read(args.results, "speculator_draft")),
     }
     page = (args.docs / "speculation.md").read_text(encoding="utf-8")
