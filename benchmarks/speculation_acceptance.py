@@ -47,7 +47,7 @@ def functions() -> list[str]:
 async def generate(engine: Any, prompts: list[str], together: int) -> list[Any]:
     """Answers in the order of the prompts, `together` requests at a time."""
     gate = asyncio.Semaphore(together)
-    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+    sampling = {"temperature": 0, "max_new_tokens": TOKENS}  # most docstrings end long before
 
     async def one(prompt: str) -> Any:
         async with gate:
@@ -60,7 +60,7 @@ def serve(options: dict[str, Any], channel: TextIO) -> None:
     """The answering side: one engine; a pass a line, until the pipe closes."""
     import sglang
 
-    engine = sglang.Engine(model_path=str(TINY / "model"), random_seed=1, **options)
+    engine = sglang.Engine(model_path=str(TINY / "model"), random_seed=1, log_level="info", **options)
     print(json.dumps(about(engine), default=str), file=channel, flush=True)
     known = functions()
     for line in sys.stdin:
@@ -135,7 +135,7 @@ def main() -> int:
     options.add_argument("--serve", help=argparse.SUPPRESS)
     options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     options.add_argument("--together", nargs="+", type=int, default=[1, 8, 32], help="requests at once")
-    options.add_argument("--functions", type=int, default=160)
+    options.add_argument("--functions", type=int, default=200)
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--limit-s", type=float, default=600)
     options.add_argument("--name", default="speculation_acceptance")

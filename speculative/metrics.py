@@ -62,6 +62,11 @@ class Counts:
 
     def add(self, drafts: Picked, width: int, accepted: Int32, seconds: Sequence[float]) -> None:
         """Counts a step; arguments as for `Statistics.observe`, with the seconds of each `Phase`."""
+        if width == 1:  # most steps of a server that drafts little, and nothing to count but the step
+            self.steps[0] += 1
+            self.rows[Source.NONE] += len(drafts.lengths)
+            self.seconds += seconds
+            return
         checked = np.minimum(drafts.lengths, width - 1)
         sources = np.where(checked > 0, drafts.sources, Source.NONE)
         self.steps[self.widths.index(width)] += 1

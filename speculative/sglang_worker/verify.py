@@ -38,7 +38,7 @@ def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
     runner, seq_lens = worker.model_runner, batch.seq_lens
     batch.spec_info = None
     batch.input_ids = relay.bonus_tokens.to(torch.int64)
-    batch.out_cache_loc = _slots(runner, batch.req_pool_indices, seq_lens[:, None])
+    batch.out_cache_loc = _slots(runner, batch.req_pool_indices, seq_lens)
     batch.seq_lens = seq_lens + 1
     if batch.seq_lens_cpu is not None:
         batch.seq_lens_cpu = batch.seq_lens_cpu + 1
@@ -75,7 +75,7 @@ def verify(
     rows, width = tokens.shape
     positions = seq_lens[:, None] + torch.arange(width, device=seq_lens.device)
     batch.input_ids = tokens.flatten()
-    batch.out_cache_loc = _slots(runner, batch.req_pool_indices, positions)
+    batch.out_cache_loc = _slots(runner, batch.req_pool_indices[:, None], positions).flatten()
     # Rows behind a draft's end may lie behind the model's last position; nobody reads them.
     positions = positions.clamp_(max=runner.model_config.context_len - 1).flatten()
     forward_batch = _forward_batch(batch, runner, positions, width, hidden)
@@ -112,8 +112,8 @@ def prefill(batch: Any, worker: Any) -> Any:
 
 
 def _slots(runner: Any, requests: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """KV slots int64 [rows * width] of positions integer [rows, width]; SGLang has reserved them."""
-    return runner.req_to_token_pool.req_to_token[requests[:, None], positions].flatten().to(torch.int64)
+    """KV slots int64 of positions integer, in the positions' shape; SGLang has reserved them."""
+    return runner.req_to_token_pool.req_to_token[requests, positions].to(torch.int64)
 
 
 def _forward_batch(batch: Any, runner: Any, positions: torch.Tensor, width: int, hidden: bool) -> Any:

@@ -96,8 +96,9 @@ def test_grammars_and_samples(answers, name):
         Counter(tuple(ids) for ids in answers[which]["sampled"])
         for which in (name, "plain_fp8" if "fp8" in name else "plain")
     )
-    # Two samples of 4,000: each outcome's share within 4.5 standard errors.
+    # Each outcome's share within 4.5 standard errors of its difference.
+    n, m = ours.total(), theirs.total()
     for outcome in set(ours) | set(theirs):
-        p, q = ours[outcome] / 4000, theirs[outcome] / 4000
-        mean = (p + q) / 2
-        assert abs(p - q) < 4.5 * (2 * mean * (1 - mean) / 4000) ** 0.5 + 1e-9, (outcome, p, q)
+        p, q = ours[outcome] / n, theirs[outcome] / m
+        mean = (ours[outcome] + theirs[outcome]) / (n + m)
+        assert abs(p - q) < 4.5 * (mean * (1 - mean) * (1 / n + 1 / m)) ** 0.5 + 1e-9, (outcome, p, q)
