@@ -1,7 +1,9 @@
-"""What a start with `--speculative-algorithm ARCTIC` or `SUFFIX` asks for, and what it does not go with. Pure."""
+"""What a start with `--speculative-algorithm ARCTIC` or `SUFFIX` asks for, and what it does not go with. Pure but for a look at a folder."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ALGORITHMS = ("ARCTIC", "SUFFIX")
@@ -130,3 +132,19 @@ def model_refusals(config: Any, *, recurrent: bool) -> list[str]:
             "a model with recurrent layers: their state cannot be taken back when a draft is refused"
         )
     return found
+
+
+def check_head_path(path: str | None) -> None:
+    """Refuses what can be neither a draft head's folder nor a name on the hub, before SGLang looks for it there.
+
+    Raises:
+        ValueError: there is no such folder, or it has no config.json.
+    """
+    if path is None or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) or (Path(path) / "config.json").is_file():
+        return
+    missing = "has no config.json" if Path(path).is_dir() else "is not there"
+    msg = (
+        f"--speculative-draft-model-path {path}: the folder {missing}; give the folder of a draft head (config.json "
+        "and weights), or its name on the hub, such as Snowflake/Arctic-LSTM-Speculator-..."
+    )
+    raise ValueError(msg)

@@ -66,7 +66,7 @@ ROWS: tuple[Seam, ...] = (
     _row("future_map", "managers.overlap_utils.FutureMap",
          "Relays a step's tokens to the next with overlap; SGLang's reading back needs a GPU's streams.",
          kind=Kind.SUBCLASS, params=("device", "spec_algo"),
-         members=("_resolve_spec_extras", "stash", "publish")),
+         members=("_resolve_spec_extras", "resolve_seq_lens_cpu", "stash", "publish")),
     _row("batch", "model_executor.forward_batch_info.ForwardBatch", "A step, as the model sees it.",
          members=("init_new",)),
     _row("mode", "model_executor.forward_batch_info.ForwardMode", "What a step does.",

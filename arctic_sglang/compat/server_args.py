@@ -20,7 +20,7 @@ from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding import placement, road
 from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
-from speculative.settings import model_refusals
+from speculative.settings import check_head_path, model_refusals
 from swiftkv import limits
 from swiftkv.layout import Layout
 
@@ -88,6 +88,7 @@ class ArcticServerArgs(_WithFlags):
                 seam for seam in seams_of(frozenset({Feature.SPECULATION})) if seam.kind is Kind.REGISTER
             ]
             apply.apply(registry, process.role())
+            check_head_path(self.speculative_draft_model_path)
         super().__post_init__()
         if Feature.SPECULATION in features:
             _check_speculated_model(self)

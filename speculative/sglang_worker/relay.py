@@ -58,6 +58,25 @@ class Relay(vendor.SpecInput):  # type: ignore[misc]
                 setattr(self, name, torch.cat([rows, getattr(spec_info, name)]))
 
 
+# On a tensor of new lengths: of which rows the host knows them, and what they are.
+_KNOWN = "_arctic_known"
+
+
+def known_lengths(
+    lengths: torch.Tensor, rows: torch.Tensor | None, on_host: torch.Tensor | None
+) -> torch.Tensor:
+    """`lengths`, with what the host knows of them for `future_map` to find.
+
+    Args:
+        lengths: integer [requests], on the device.
+        rows: int64 [requests], of SGLang's request pool, on the host; None: nobody asks.
+        on_host: integer [requests], the same lengths; None: only the device knows.
+    """
+    if rows is not None:
+        setattr(lengths, _KNOWN, (rows, on_host))
+    return lengths
+
+
 def future_map(*args: Any, **kwargs: Any) -> Any:
     """SGLang's `FutureMap`, which reads a `Relay` back on every device.
 
@@ -67,6 +86,39 @@ def future_map(*args: Any, **kwargs: Any) -> Any:
     """
 
     class Futures(vendor.FutureMap):  # type: ignore[misc]
+        """Knows lengths on the host where only the host's own steps changed them.
+
+        Some attention backends plan on the host with the lengths of all requests. SGLang reads them back from the
+        device, and so waits for the step in flight to end; after a plain step they are one more than before.
+        """
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._on_host = torch.full((len(self.new_seq_lens_buf),), -1, dtype=torch.int64)
+
+        def publish(self, future_indices: torch.Tensor, new_seq_lens: torch.Tensor, *rest: Any) -> None:
+            super().publish(future_indices, new_seq_lens, *rest)
+            known = getattr(new_seq_lens, _KNOWN, None)
+            if known is not None:
+                rows, lengths = known
+                self._on_host[rows] = -1 if lengths is None else lengths.to(torch.int64)
+
+        def resolve_seq_lens_cpu(self, batch: Any) -> None:
+            relay = batch.spec_info
+            indices = None if relay is None else relay.future_indices
+            if indices is None or not self.needs_cpu_seq_lens or self.publish_ready is None:
+                super().resolve_seq_lens_cpu(batch)
+                return
+            lengths = self._on_host[batch.req_pool_indices_cpu]
+            if (lengths < 0).any():
+                super().resolve_seq_lens_cpu(batch)
+                self._on_host[batch.req_pool_indices_cpu] = batch.seq_lens_cpu.to(torch.int64)
+                return
+            self.publish_ready.wait()
+            batch.seq_lens = self.new_seq_lens_buf[indices]
+            batch.seq_lens_cpu = lengths.to(self.new_seq_lens_buf.dtype)
+            batch.seq_lens_sum = int(lengths.sum())
+
         def _resolve_spec_extras(self, batch: Any) -> None:
             # SGLang's own marks the indices as used on a stream, which a CPU does not have; the scheduler keeps
             # them for two steps anyway.

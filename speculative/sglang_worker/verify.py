@@ -13,7 +13,7 @@ import torch
 
 from arctic_sglang.compat import vendor
 from speculative.acceptance import accept, rows_of
-from speculative.sglang_worker.relay import Relay
+from speculative.sglang_worker.relay import Relay, known_lengths
 
 Barrier = Callable[[], None] | None
 # Fields of SGLang's sampling parameters with one row per request.
@@ -52,7 +52,8 @@ def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
     _stack_logprobs(out.logits_output, batch)
     lengths = torch.ones(len(tokens), dtype=torch.int32, device=tokens.device)
     hidden = out.logits_output.hidden_states
-    return _result(out, forward_batch, tokens, lengths, batch.seq_lens, 1, Relay(tokens, hidden))
+    after = known_lengths(batch.seq_lens, batch.req_pool_indices_cpu, batch.seq_lens_cpu)
+    return _result(out, forward_batch, tokens, lengths, after, 1, Relay(tokens, hidden))
 
 
 def verify(
@@ -98,7 +99,8 @@ def verify(
         vendor.compute_spec_v2_logprobs(batch, logits, sampled.flatten(), index, width - 1)
     states = logits.hidden_states[rows_of(accepted.lengths, width)] if hidden else None
     return _result(
-        out, forward_batch, sampled.flatten(), accepted.lengths, seq_lens + accepted.lengths, width,
+        out, forward_batch, sampled.flatten(), accepted.lengths,
+        known_lengths(seq_lens + accepted.lengths, batch.req_pool_indices_cpu, None), width,
         Relay(accepted.last, states),
     )  # fmt: skip
 
@@ -106,7 +108,7 @@ def verify(
 def prefill(batch: Any, worker: Any) -> Any:
     """A prefill step, and what it leaves for the first decode step."""
     out = worker.forward_batch_generation(batch)
-    out.new_seq_lens = batch.seq_lens
+    out.new_seq_lens = known_lengths(batch.seq_lens, batch.req_pool_indices_cpu, batch.seq_lens_cpu)
     out.next_draft_input = Relay(out.next_token_ids, out.logits_output.hidden_states)
     return out
 

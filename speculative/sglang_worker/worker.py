@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 # What the GPU is taken to stand idle for when a step waits for the one before: reading its tokens, asking the
 # index, launching. It is learnt as soon as there are such steps.
 WAIT_SECONDS = 5e-4
+# Tokens of a step whose computation takes as long as reading the weights: a guess where steps cannot be timed.
+TOKENS_FOR_WEIGHTS = {"cpu": 16, "gpu": 256}
 # Steps between two updates of what was learnt: one rank, and several, which have to agree.
 UPDATE_STEPS, AGREE_STEPS = 16, 64
 # Tokens of a prompt's end that are remembered with its response, so that the same question is known from its
@@ -199,7 +201,8 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
     def _cost_table(self, measured: dict[tuple[int, int], float]) -> CostTable:
         if not measured:
             rows = min(self._runner.max_running_requests, 256)
-            return CostTable.linear(self._widths.available, rows, constant=16.0)
+            constant = float(TOKENS_FOR_WEIGHTS["cpu" if self.device == "cpu" else "gpu"])
+            return CostTable.linear(self._widths.available, rows, constant=constant)
         return CostTable(measured)
 
     def _pace(self) -> Pace:

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from speculative.settings import SpeculationSettings, model_refusals, refusals
+from speculative.settings import SpeculationSettings, check_head_path, model_refusals, refusals
 
 GIVEN = {
     "speculative_algorithm": "SUFFIX", "speculative_draft_model_path": None, "enable_suffix_decoding": False,
@@ -69,3 +69,15 @@ def test_models_that_are_refused():
         len(model_refusals(SimpleNamespace(is_encoder_decoder=True, model_is_mrope=True), recurrent=False))
         == 2
     )
+
+
+def test_a_head_that_cannot_be_one(tmp_path):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "config.json").write_text("{}")
+    for good in (None, "Snowflake/Arctic-LSTM-Speculator-Llama-3.1-8B-Instruct", str(tmp_path / "head")):
+        check_head_path(good)
+    with pytest.raises(ValueError, match="has no config.json; give the folder"):
+        check_head_path(str(tmp_path))
+    for bad in ("/nowhere/head", "./head", "nowhere", "a/b/c"):
+        with pytest.raises(ValueError, match=f"{bad}: the folder is not there; give the folder"):
+            check_head_path(bad)
