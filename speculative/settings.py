@@ -1,4 +1,4 @@
-"""What a start with `--speculative-algorithm ARCTIC` or `SUFFIX` asks for, and what it does not go with. Pure but for a look at a folder."""
+"""What a start with `--speculative-algorithm ARCTIC` or `SUFFIX` asks for and does not go with. Pure: reads a path."""
 
 import re
 from collections.abc import Mapping

@@ -76,7 +76,7 @@ def test_a_head_that_cannot_be_one(tmp_path):
     (tmp_path / "head" / "config.json").write_text("{}")
     for good in (None, "Snowflake/Arctic-LSTM-Speculator-Llama-3.1-8B-Instruct", str(tmp_path / "head")):
         check_head_path(good)
-    with pytest.raises(ValueError, match="has no config.json; give the folder"):
+    with pytest.raises(ValueError, match="has no config"):
         check_head_path(str(tmp_path))
     for bad in ("/nowhere/head", "./head", "nowhere", "a/b/c"):
         with pytest.raises(ValueError, match=f"{bad}: the folder is not there; give the folder"):
