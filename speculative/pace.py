@@ -1,11 +1,12 @@
-"""What steps take beside the device's own time: learnt from when they were launched. Pure: times are passed in.
+"""What steps take above the cost table: learnt from what they took. Pure: times are passed in.
 
-The cost table says how long the device computes. A step also keeps the host busy, and a step with drafts waits for
-the one before, whose tokens it needs; with a small model or many requests that is most of the time. What counts is
-how long the device stands idle: from the end of one step to the launch of the next. Plain steps are launched ahead,
-so theirs is nothing unless the host is slower than the device; a step with drafts has a gap before it always. When a
-step ended is known if the host waited for it, else it follows from its launch and its cost. A step that takes longer
-than the table says (long contexts do) counts as a gap too.
+The cost table says how long the device computes. It says nothing of the host, which keeps the device waiting: before
+each step with drafts, which has to know the tokens of the one before, and before every step where the model is small
+or requests are many. Nor does it know long contexts. What a step took in the end is the time from the end of the one
+before, whatever that was, to its own end.
+
+Where steps cannot be measured beforehand the table is a guess in a unit of its own. Then plain steps tell how long the
+unit is, and those with drafts how far the guess is off.
 """
 
 from collections.abc import Callable
@@ -27,27 +28,29 @@ _SHARE = 0.02  # of a plain step's time, for asking in vain
 
 
 class Pace:
-    """Seconds that steps take above the cost table, for plain steps and for those with drafts, by batch size.
+    """What steps take above the cost table, for plain steps and for those with drafts, by batch size.
 
     Args:
-        wait: assumed for a step with drafts until it has been seen, above what a plain step takes.
+        wait: seconds assumed for a step with drafts until it has been seen, above what a plain step takes.
+        guessed: the table is not in seconds.
         every: steps between two updates of what `excess` says.
         agree: makes the estimates of all ranks rank 0's, float64 in and out; it is called by every rank after the
             same step. None: there is one rank.
     """
 
     def __init__(
-        self, wait: float, *, every: int = 16, agree: Callable[[Float64], Float64] | None = None
-    ) -> None:
-        self._wait, self._every, self._agree = wait, every, agree
+        self, wait: float, *, guessed: bool = False, every: int = 16,
+        agree: Callable[[Float64], Float64] | None = None,
+    ) -> None:  # fmt: skip
+        self._wait, self._guessed, self._every, self._agree = wait, guessed, every, agree
+        # Seconds above the table. Of a guess: seconds of its unit, and units above (or below) it.
         self._means = np.zeros((_OCTAVES, 2))
         self._samples = np.zeros((_OCTAVES, 2))
         self._used = self._filled(self._means, self._samples)
         self._steps = 0
-        self.interrupt()
 
     def excess(self, rows: int) -> tuple[float, float]:
-        """Of a plain step and of one with drafts, in seconds.
+        """Of a plain step and of one with drafts, in the table's unit.
 
         Args:
             rows: requests.
@@ -69,48 +72,38 @@ class Pace:
             return 0
         return int(rows * _ASK / (_SHARE * (seconds + plain)))
 
-    def launched(
-        self,
-        now: float,
-        rows: int,
-        seconds: float,
-        *,
-        wide: bool,
-        waited: bool = False,
-        ended: float | None = None,
-    ) -> None:
-        """A decode step was launched.
+    def observe(self, rows: int, seconds: float | None, cost: float, *, wide: bool) -> None:
+        """A decode step is over.
 
         Args:
-            now: when, in seconds of any clock.
             rows: its requests.
-            seconds: its cost by the table.
-            wide: whether it checks drafts.
-            waited: whether the host made sure that the step before had ended.
-            ended: when that one ended, if it is known.
+            seconds: from the end of the step before it to its own; None: not known.
+            cost: by the table.
+            wide: whether it checked drafts.
         """
-        before = self._end if ended is None else ended
-        if before is not None and np.isfinite(seconds):
-            # After a step with drafts the host catches up with it for two launches.
-            if wide or (self._plains >= 2 and not waited):
-                self._learn(rows, _WIDE if wide else _PLAIN, now - before)
-        self._plains = 0 if wide or waited else self._plains + 1
-        self._end = max(now, now if before is None else before) + seconds
+        if seconds is not None and np.isfinite(seconds) and np.isfinite(cost):
+            at = min(rows.bit_length(), _OCTAVES - 1), _WIDE if wide else _PLAIN
+            sample = self._guess(at, seconds, cost) if self._guessed else self._above(at, seconds, cost)
+            if sample is not None:
+                count = min(self._samples[at], _WINDOW - 1)
+                self._means[at] = (self._means[at] * count + sample) / (count + 1)
+                self._samples[at] += 1
         self._steps += 1
         if self._steps % self._every == 0:
             self._publish()
 
-    def interrupt(self) -> None:
-        """Something else than a decode step was launched."""
-        self._end: float | None = None  # of the last step, by its launch and its cost
-        self._plains = 0
+    def _above(self, at: tuple[int, int], seconds: float, cost: float) -> float:
+        return min(max(seconds - cost, 0.0), 4 * self._means[at] + _LARGEST)
 
-    def _learn(self, rows: int, kind: int, seconds: float) -> None:
-        at = min(rows.bit_length(), _OCTAVES - 1), kind
-        count = min(self._samples[at], _WINDOW - 1)
-        sample = min(max(seconds, 0.0), 4 * self._means[at] + _LARGEST)
-        self._means[at] = (self._means[at] * count + sample) / (count + 1)
-        self._samples[at] += 1
+    def _guess(self, at: tuple[int, int], seconds: float, cost: float) -> float | None:
+        octave, kind = at
+        unit = self._means[octave, _PLAIN]
+        known = self._samples[octave, _PLAIN] >= _ENOUGH
+        if kind == _PLAIN:
+            return min(seconds / cost, 4 * unit) if known else seconds / cost
+        if not known:
+            return None
+        return min(max(seconds / unit, cost / 4), 4 * cost) - cost
 
     def _publish(self) -> None:
         means, samples = self._means, self._samples
@@ -121,10 +114,10 @@ class Pace:
     def _filled(self, means: Float64, samples: Float64) -> Float64:
         """Octaves that nothing is known of are like the next smaller one."""
         filled = np.zeros_like(means)
-        before = np.array([0.0, self._wait])
+        before = np.array([0.0, 0.0 if self._guessed else self._wait])
         for octave in range(_OCTAVES):
-            plain = means[octave, _PLAIN] if samples[octave, _PLAIN] >= _ENOUGH else before[_PLAIN]
-            assumed = max(before[_WIDE], plain + self._wait)
-            wide = means[octave, _WIDE] if samples[octave, _WIDE] >= _ENOUGH else assumed
-            filled[octave] = before = np.array([plain, wide])
+            known = samples[octave] >= _ENOUGH
+            plain = means[octave, _PLAIN] if known[_PLAIN] and not self._guessed else before[_PLAIN]
+            assumed = before[_WIDE] if self._guessed else max(before[_WIDE], plain + self._wait)
+            filled[octave] = before = np.array([plain, means[octave, _WIDE] if known[_WIDE] else assumed])
         return filled

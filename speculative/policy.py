@@ -30,6 +30,7 @@ Int8 = NDArray[np.int8]
 _ONE = 512  # the chance 1, as the whole number that tables are indexed by
 _TOKEN = 4096  # one token, as the whole number that yields are summed in
 _SCORES = 128  # steps of S / L
+_LEAST = 1.02  # a step with drafts takes at least so much of a plain one's time
 
 
 class Source(IntEnum):
@@ -300,6 +301,8 @@ class Policy:
         plain, overhead = excess
         seconds = self.table.at(batch) + overhead
         seconds[0] = self.table.at(batch)[0] + plain
+        # What is learnt of one width may be wrong for another.
+        np.maximum(seconds[1:], _LEAST * seconds[0], out=seconds[1:])
         return seconds
 
     def _best(

@@ -11,8 +11,8 @@ def _row(
     members: tuple[str, ...] = (), hook: str = "", roles: frozenset[Role] = frozenset({Role.SCHEDULER}),
 ) -> Seam:  # fmt: skip
     return Seam(
-        id=f"speculative.{name}", target=f"sglang.srt.{target}", kind=kind, feature=Feature.SPECULATION, why=why,
-        hook=hook, params=params, members=members, roles=roles, exit=_EXIT,
+        id=f"{Feature.SPECULATION}.{name}", target=f"sglang.srt.{target}", kind=kind, feature=Feature.SPECULATION,
+        why=why, hook=hook, params=params, members=members, roles=roles, exit=_EXIT,
     )  # fmt: skip
 
 

@@ -62,14 +62,15 @@ def register() -> None:
             )(_worker)
 
 
-def around_get_draft_kv_pool(original: Callable[..., Any], **kwargs: Any) -> Any:
+def around_get_draft_kv_pool(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """None for our algorithms, which draft without a KV cache; SGLang's own answer for others.
 
     Args:
         original: SGLang's function.
+        args: none, its parameters have names.
         kwargs: its parameters, `spec_algorithm` among them.
     """
-    return None if isinstance(kwargs["spec_algorithm"], ChainAlgorithm) else original(**kwargs)
+    return None if isinstance(kwargs["spec_algorithm"], ChainAlgorithm) else original(*args, **kwargs)
 
 
 def _worker(_args: Any) -> type:

@@ -36,11 +36,11 @@ def around_assign(
     req_to_token[rows, columns] = out_cache_loc.to(req_to_token.dtype)
 
 
-def before_init_forward_metadata(backend: Any, forward_batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def before_init_forward_metadata(self: Any, forward_batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Tells SGLang's torch attention how long a verify step's requests are; it reads that of prefills alone.
 
     Args:
-        backend: the attention backend.
+        self: the attention backend.
         forward_batch: the step; of one that verifies, `seq_lens` grows by the step's width, as in a prefill.
     """
     if forward_batch.forward_mode.is_target_verify():
@@ -48,4 +48,4 @@ def before_init_forward_metadata(backend: Any, forward_batch: Any) -> tuple[tupl
         forward_batch.extend_prefix_lens = forward_batch.seq_lens
         forward_batch.extend_seq_lens = torch.full_like(forward_batch.seq_lens, width)
         forward_batch.seq_lens = forward_batch.seq_lens + width
-    return (backend, forward_batch), {}
+    return (self, forward_batch), {}

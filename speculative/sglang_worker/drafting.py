@@ -7,9 +7,9 @@ a wider step does the host wait for the step in flight, take its tokens in, and 
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from speculative.metrics import Statistics
 from speculative.pace import Pace
 from speculative.policy import Picked, Policy, Source
 from speculative.requests import Requests
-
-# Waiting for a step that has ended takes less.
-BLOCKED_SECONDS = 5e-5
 
 
 @dataclass(slots=True)
@@ -56,6 +53,34 @@ class Plan:
     seconds: tuple[float, float] = (0.0, 0.0)
 
 
+class Mark(Protocol):
+    """A point in a device's work: `torch.cuda.Event`, or `Moment`."""
+
+    def elapsed_time(self, end: Any) -> float:
+        """Milliseconds from this point to another that was passed too."""
+        ...
+
+
+class Moment:
+    """Now, where the host does the work itself."""
+
+    def __init__(self) -> None:
+        self._seconds = time.perf_counter()
+
+    def elapsed_time(self, end: "Moment") -> float:
+        """Milliseconds from this moment to another."""
+        return 1e3 * (end._seconds - self._seconds)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A decode step whose outcome is not known yet."""
+
+    plan: Plan
+    begin: Mark | None = None  # the end of the step before
+    end: Mark | None = None
+
+
 class Drafting:
     """Plans steps and learns from what came of them.
 
@@ -65,14 +90,16 @@ class Drafting:
         suffix: whether the index is asked.
         head_tokens: tokens that the draft head drafts; 0 without one.
         head_seconds: time of the head's draft.
-        pace: what steps take above the policy's cost table.
+        pace: what steps take above the policy's cost table; None: nobody measures that.
+        mark: marks the end of the device's work so far; comes with `pace`.
         bar: see `Policy.pick`.
         statistics: counts every decode step; None: nobody does.
     """
 
     def __init__(
         self, requests: Requests, policy: Policy, *, suffix: bool, head_tokens: int, head_seconds: float = 0.0,
-        pace: Pace | None = None, bar: float | None = None, statistics: Statistics | None = None,
+        pace: Pace | None = None, mark: Callable[[], Mark] | None = None, bar: float | None = None,
+        statistics: Statistics | None = None,
     ) -> None:  # fmt: skip
         self._requests = requests
         self._policy = policy
@@ -80,17 +107,18 @@ class Drafting:
         self._head_tokens = head_tokens
         self._head_seconds = head_seconds
         self._pace = pace
+        self._mark = mark
+        self._last: Mark | None = None
         self._pause = 0
         self._bar = bar
         self._statistics = statistics
         self._waited = 0.0
-        self._ended: float | None = None  # when the step in flight ended, if the host was there to see it
         self._launched: _Launched | None = None
-        self._judged: deque[Plan] = deque()
+        self._pending: deque[_Pending] = deque()
 
     def plan(self, batch: Any) -> Plan:
         """What the next decode step of SGLang's `ScheduleBatch` verifies; of width 1: nothing, it decodes."""
-        started, self._waited, self._ended = time.perf_counter(), 0.0, None
+        started, self._waited = time.perf_counter(), 0.0
         rows = len(batch.reqs)
         plan = Plan(1, Drafts.nothing(rows), Picked.none(rows))
         if self._policy.limit(rows) and not batch.sampling_info.has_custom_logit_processor:
@@ -102,7 +130,7 @@ class Drafting:
                     self._pause = self._pace.pause(rows, self._policy.table.cost(rows, 1))
         drafting = time.perf_counter() - started - self._waited
         plan = replace(plan, seconds=(drafting, self._waited))
-        self._judged.append(plan)
+        self._pending.append(_Pending(plan))
         return plan
 
     def launched(self, batch: Any, result: Any, *, prefill: bool) -> None:
@@ -110,8 +138,11 @@ class Drafting:
         requests = list(batch.reqs)
         before = [len(r.output_ids) for r in requests] if prefill else None
         self._launched = _Launched([r.rid for r in requests], result, before, requests)
-        if self._pace is not None:
-            self._time(self._pace, self._judged[-1] if self._judged and not prefill else None)
+        if self._mark is not None:
+            mark = self._mark()
+            if not prefill:
+                self._pending[-1].begin, self._pending[-1].end = self._last, mark
+            self._last = mark
 
     def verified(self, accepted: Sequence[int]) -> None:
         """The oldest decode step that is not judged yet has been processed.
@@ -119,23 +150,24 @@ class Drafting:
         Args:
             accepted: draft tokens accepted, by row.
         """
-        plan, counts = self._judged.popleft(), np.array(accepted, np.int32)
+        step, counts = self._pending.popleft(), np.array(accepted, np.int32)
+        plan, took = step.plan, None
+        if step.begin is not None and step.end is not None:
+            took = step.begin.elapsed_time(step.end) / 1e3
         if plan.width > 1:
             self._policy.observe(plan.picked, plan.width, counts)
+        if self._pace is not None:
+            self._pace.observe(len(counts), took, self._cost(plan), wide=plan.width > 1)
         if self._statistics is not None:
             draft, wait = plan.seconds
-            self._statistics.observe(plan.picked, plan.width, counts, draft=draft, wait=wait)
+            self._statistics.observe(
+                plan.picked, plan.width, counts, draft=draft, wait=wait, verify=took or 0.0
+            )
 
-    def _time(self, pace: Pace, plan: Plan | None) -> None:
-        if plan is None:
-            pace.interrupt()
-            return
-        rows, wide = len(plan.picked.lengths), plan.width > 1
-        seconds = self._policy.table.cost(rows, plan.width)
-        if (plan.picked.sources == Source.HEAD).any():
-            seconds += self._head_seconds
-        waited, now = plan.seconds[1] > 0, time.perf_counter()
-        pace.launched(now, rows, seconds, wide=wide, waited=waited, ended=self._ended)
+    def _cost(self, plan: Plan) -> float:
+        """Seconds of the step by the table, the head's own with it."""
+        seconds = self._policy.table.cost(len(plan.picked.lengths), plan.width)
+        return seconds + self._head_seconds * bool((plan.picked.sources == Source.HEAD).any())
 
     def _plan(self, requests: Sequence[Any]) -> Plan | None:
         rows = len(requests)
@@ -174,10 +206,7 @@ class Drafting:
         started = time.perf_counter()
         if step.result.copy_done is not None:
             step.result.copy_done.synchronize()
-        ended = time.perf_counter()
-        self._waited += ended - started
-        if self._waited > BLOCKED_SECONDS:
-            self._ended = ended
+        self._waited += time.perf_counter() - started
         tokens = step.result.next_token_ids.tolist()
         if step.before is not None:
             return {rid: [token] for rid, token in zip(step.rids, tokens, strict=True)}

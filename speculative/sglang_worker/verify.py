@@ -50,7 +50,7 @@ def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
     tokens = runner.sample(out.logits_output, forward_batch)
     _agree(tokens, batch.sampling_info)
     _stack_logprobs(out.logits_output, batch)
-    lengths = torch.ones(len(tokens), dtype=torch.int32, device=tokens.device)
+    lengths = torch.ones(len(tokens), dtype=torch.int32)  # on the host, where SGLang wants them
     hidden = out.logits_output.hidden_states
     after = known_lengths(batch.seq_lens, batch.req_pool_indices_cpu, batch.seq_lens_cpu)
     return _result(out, forward_batch, tokens, lengths, after, 1, Relay(tokens, hidden))

@@ -16,7 +16,7 @@ from speculative.policy import Policy
 from speculative.requests import Requests
 from speculative.settings import SpeculationSettings
 from speculative.sglang_worker import verify
-from speculative.sglang_worker.drafting import Drafting, Plan
+from speculative.sglang_worker.drafting import Drafting, Mark, Moment, Plan
 from speculative.sglang_worker.head import Head
 from speculative.sglang_worker.memory import Memory
 from speculative.sglang_worker.staging import Staging
@@ -94,7 +94,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
             requests, Policy(table, max_batch=settings.max_batch, longest=settings.width - 1),
             suffix=settings.suffix, head_tokens=self._head.tokens if self._head is not None else 0,
             head_seconds=head_seconds, bar=settings.bar,
-            pace=self._pace() if measured else None,
+            pace=self._pace(guessed=not measured), mark=self._mark,
             statistics=self._statistics,
         )  # fmt: skip
 
@@ -205,10 +205,17 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
             return CostTable.linear(self._widths.available, rows, constant=constant)
         return CostTable(measured)
 
-    def _pace(self) -> Pace:
+    def _mark(self) -> Mark:
+        if self.device == "cpu":
+            return Moment()
+        event = torch.get_device_module(self.device).Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _pace(self, *, guessed: bool) -> Pace:
         if vendor.get_tp_group().world_size > 1:
-            return Pace(WAIT_SECONDS, every=AGREE_STEPS, agree=_agreed)
-        return Pace(WAIT_SECONDS, every=UPDATE_STEPS)
+            return Pace(WAIT_SECONDS, guessed=guessed, every=AGREE_STEPS, agree=_agreed)
+        return Pace(WAIT_SECONDS, guessed=guessed, every=UPDATE_STEPS)
 
 
 def _agreed(seconds: NDArray[np.float64]) -> NDArray[np.float64]:

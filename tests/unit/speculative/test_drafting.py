@@ -155,11 +155,22 @@ class Paced:
     def pause(self, rows, seconds):
         return self.rest
 
-    def launched(self, now, rows, seconds, **of):
-        self.heard.append(of)
+    def observe(self, rows, seconds, cost, *, wide):
+        self.heard.append((rows, seconds, cost, wide))
 
-    def interrupt(self):
-        self.heard.append("interrupt")
+
+class Clock:
+    """Marks a point in time when it is called, a second after the last one."""
+
+    def __init__(self, at=0):
+        self.at = at
+
+    def __call__(self):
+        self.at += 1
+        return Clock(self.at)
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
 
 
 def test_a_host_without_time_asks_seldom():
@@ -191,17 +202,34 @@ def test_the_learnt_gap_keeps_steps_plain():
         assert plan_of.plan(batch(one)).width == width
 
 
-def test_the_pace_hears_of_every_launch():
+def test_the_pace_hears_what_steps_took_above_the_table():
     pace = Paced()
-    plan_of, _ = planner(Played(after=1), pace=pace)
+    plan_of, statistics = planner(Played(after=1), pace=pace, mark=Clock())
     one = Asked("a", [1], [5])
+    plan_of.plan(batch(one))
+    plan_of.launched(
+        batch(one), result([5], [1], 1), prefill=False
+    )  # the first of all: nothing was before it
     plan_of.launched(batch(one), result([5], None, None), prefill=True)
     one.output_ids += [6]
+    plan_of.plan(batch(one))
+    plan_of.launched(batch(one), result([6, 0, 0, 0], [1], 4), prefill=False)
+    plan_of.verified([0])
+    plan_of.verified([2])
+    table = CostTable.linear((2, 4, 8), 8, constant=16.0)
+    assert pace.heard == [(1, None, table.cost(1, 8), True), (1, 1.0, table.cost(1, 8), True)]
+    assert statistics.total.seconds[2] == 1.0
+
+
+def test_the_heads_time_is_not_the_hosts():
+    pace = Paced()
+    given = {"pace": pace, "mark": Clock(), "head_tokens": 3, "head_seconds": 0.25, "suffix": False}
+    plan_of, _ = planner(Played(after=100), **given)
+    one = Asked("a", [1], [5])
     for _ in range(2):
         plan_of.plan(batch(one))
         plan_of.launched(batch(one), result([6, 0, 0, 0], [1], 4), prefill=False)
-    assert pace.heard == [
-        "interrupt",
-        {"wide": True, "waited": False, "ended": None},
-        {"wide": True, "waited": True, "ended": None},  # it had ended long before
-    ]
+    for _ in range(2):
+        plan_of.verified([0])
+    table = CostTable.linear((2, 4, 8), 8, constant=16.0)
+    assert pace.heard[1] == (1, 1.0, 0.25 + table.cost(1, 4), True)

@@ -90,6 +90,17 @@ def test_a_slow_host_is_counted_in_both_kinds_of_steps():
     assert policy.width(drafts, overhead=2 * seconds, plain=seconds) > 1
 
 
+def test_no_step_is_taken_for_cheaper_than_a_plain_one():
+    policy = Policy(TABLE)
+    seconds = policy.table.cost(1, 1)
+    assert policy.width(picked([7], [1e-3]), overhead=-seconds / 2) in (1, 2)
+    hopeless = picked([7], [1e-3])
+    for _ in range(50):
+        policy.observe(hopeless, 8, np.array([0], np.int32))
+    assert policy.width(hopeless, overhead=-seconds / 2) == 1
+    assert policy.width(hopeless, plain=seconds) == 1
+
+
 def test_a_probe_that_won_only_by_the_table_does_not_come_back_soon():
     policy, drafts = Policy(TABLE), picked([7], [0.01])
     tried = []
