@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from speculative.speculators import SpeculatorConfig, build
 from speculative.training import generations
 from speculative.training.errors import TrainingError
-from speculative.training.loop import STATE, Trainer, agree
+from speculative.training.loop import STATE, Trainer
 from speculative.training.objective import Objective, start_from
 from speculative.training.prompts import Prompts
 from speculative.training.settings import Settings
@@ -37,8 +37,8 @@ from speculative.training.states import Kept, Run, Source, load_model
 from swiftkv.checkpoint import locate
 from swiftkv.data import Table
 from swiftkv.errors import SwiftKVError
+from swiftkv.loop import Interrupted, Signals, agree
 from swiftkv.settings import add_flags
-from swiftkv.training import Interrupted, Signals
 
 # Processes wait for each other where one has more to do.
 _PATIENCE = timedelta(hours=12)
@@ -131,7 +131,7 @@ class _Stages:
         bar = tqdm(desc=name, unit=unit, disable=not self._accelerator.is_main_process, dynamic_ncols=True)
         with Signals() as signals, bar:
             work(**self._parts, stop=lambda: bool(signals.caught), show=bar.update)
-            signum = agree(self._accelerator, signals.caught)
+            signum, _ = agree(self._accelerator, signals.caught, 0.0)
         if signum:
             raise Interrupted(signum, 0)
 

@@ -27,8 +27,9 @@ from swiftkv.data import Table
 from swiftkv.distillation import Distillation, load
 from swiftkv.encoding import Rows
 from swiftkv.errors import SwiftKVError
+from swiftkv.loop import Interrupted
 from swiftkv.settings import Settings, add_flags
-from swiftkv.training import STATE, Interrupted, Trainer
+from swiftkv.training import STATE, Trainer
 
 # The other processes wait while the main one tokenises.
 _PATIENCE = timedelta(hours=12)

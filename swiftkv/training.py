@@ -3,14 +3,9 @@
 import json
 import math
 import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -23,52 +18,14 @@ from swiftkv.checkpoint import Checkpoint
 from swiftkv.data import Batch, Order, Table
 from swiftkv.distillation import Distillation, tensors_of
 from swiftkv.errors import SwiftKVError
+from swiftkv.loop import Loop
 from swiftkv.measure import Distance, distance_sums
 from swiftkv.settings import Settings
 
-LOG_EVERY = 10
 STATE = "state.pt"
 
 
-class Interrupted(Exception):
-    """A signal ended the run; what it needs to go on is saved.
-
-    Args:
-        signum: the signal.
-        step: steps that are done.
-    """
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(signum, step)
-        self.signum = signum
-        self.step = step
-
-
-class Signals:
-    """While open, SIGINT and SIGTERM are noted; the second SIGINT is a KeyboardInterrupt as ever."""
-
-    def __init__(self) -> None:
-        self.caught = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.caught and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.caught = signum
-
-
-class Trainer:
+class Trainer(Loop):
     """One run.
 
     Args:
@@ -89,8 +46,7 @@ class Trainer:
         train: Table,
         heldout: Table | None = None,
     ) -> None:
-        self._settings = settings
-        self._accelerator = accelerator
+        super().__init__(settings, accelerator, "distil")
         self._source = source
         self._train = train
         self._heldout = heldout
@@ -106,9 +62,7 @@ class Trainer:
         )
         self._module, self._optimiser = accelerator.prepare(module, optimiser)
         self._module.train()
-        self.step = 0
         self.tokens = 0
-        self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
         self.measured: list[dict[str, float]] = []
         self._sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
@@ -117,36 +71,6 @@ class Trainer:
     @property
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self._module.parameters() if parameter.requires_grad]
-
-    def run(self, show: Callable[..., Any] = tqdm) -> None:
-        """Trains to the end.
-
-        Raises:
-            Interrupted: a signal came; the state is saved.
-            SwiftKVError: the loss is no number.
-        """
-        settings = self._settings
-        began = time.monotonic() - self.seconds
-        bar = show(
-            total=self.total, initial=self.step, desc="distil", unit="step", dynamic_ncols=True,
-            disable=not self._accelerator.is_main_process,
-        )  # fmt: skip
-        with Signals() as signals, bar:
-            if self.step == 0:
-                self._measure()
-            while not self.done:
-                self._advance()
-                bar.update()
-                signum, self.seconds = self._agree(signals.caught, time.monotonic() - began)
-                if self.step % LOG_EVERY == 0 or self.done:
-                    bar.set_postfix(self._log(), refresh=False)
-                if self.done or (settings.evaluate_every and self.step % settings.evaluate_every == 0):
-                    self._measure()
-                if signum and not self.done:
-                    self.save()
-                    raise Interrupted(signum, self.step)
-                if settings.save_every and self.step % settings.save_every == 0 and not self.done:
-                    self.save()
 
     @property
     def done(self) -> bool:
@@ -185,14 +109,6 @@ class Trainer:
         minutes = self._settings.minutes
         by_time = self.seconds / (60 * minutes) if minutes else 0.0
         return min(1.0, max((self.step + 0.5) / self.total, by_time))
-
-    def _agree(self, signum: int, seconds: float) -> tuple[int, float]:
-        """What all processes hold for true: whether to stop, and how long it has taken."""
-        if self._accelerator.num_processes > 1:
-            both = torch.tensor([signum, seconds], dtype=torch.float64, device=self._accelerator.device)
-            torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
-            return int(both[0]), float(both[1])
-        return signum, seconds
 
     def _log(self) -> dict[str, str]:
         """Adds a point to the curve: means since the last one."""

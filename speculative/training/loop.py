@@ -4,8 +4,6 @@ import json
 import math
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ from speculative.training.objective import Objective
 from speculative.training.settings import Settings
 from speculative.training.states import Source, tokens_of
 from swiftkv.data import Order, Table
-from swiftkv.training import Interrupted, Signals
+from swiftkv.loop import Loop
 
-LOG_EVERY = 10
 STATE = "state.pt"
 REPORT = "training.json"
 
 
-class Trainer:
+class Trainer(Loop):
     """One run.
 
     Args:
@@ -49,8 +46,7 @@ class Trainer:
         train: tuple[Table, Source],
         heldout: tuple[Table, Source],
     ) -> None:
-        self._settings = settings
-        self._accelerator = accelerator
+        super().__init__(settings, accelerator, "train")
         self._speculator = objective.speculator
         self._table, self._source = train
         self._heldout = heldout
@@ -62,9 +58,7 @@ class Trainer:
         self.total = min(len(self._order), settings.max_steps or len(self._order))
         optimiser = torch.optim.AdamW(_groups(objective, settings.weight_decay), lr=settings.learning_rate)
         self._module, self._optimiser = accelerator.prepare(objective, optimiser)
-        self.step = 0
         self.tokens = 0
-        self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
         self.measured: list[dict[str, Any]] = []
         # of each draft step: cross-entropies, right ones, and how many there were
@@ -73,42 +67,6 @@ class Trainer:
     @property
     def _steps(self) -> int:
         return self._speculator.config.n_predict
-
-    @property
-    def done(self) -> bool:
-        """Whether all steps are made."""
-        return self.step >= self.total
-
-    def run(self, show: Callable[..., Any] = tqdm) -> None:
-        """Trains to the end.
-
-        Raises:
-            Interrupted: a signal came; the state is saved.
-            TrainingError: the loss is no number.
-        """
-        settings = self._settings
-        began = time.monotonic() - self.seconds
-        bar = show(
-            total=self.total, initial=self.step, desc="train", unit="step", dynamic_ncols=True,
-            disable=not self._accelerator.is_main_process,
-        )  # fmt: skip
-        with Signals() as signals, bar:
-            if self.step == 0:
-                self._measure()
-            while not self.done:
-                self._advance()
-                bar.update()
-                self.seconds = time.monotonic() - began
-                signum = agree(self._accelerator, signals.caught)
-                if self.step % LOG_EVERY == 0 or self.done:
-                    bar.set_postfix(self._log(), refresh=False)
-                if self.done or (settings.evaluate_every and self.step % settings.evaluate_every == 0):
-                    self._measure()
-                if signum and not self.done:
-                    self.save()
-                    raise Interrupted(signum, self.step)
-                if settings.save_every and self.step % settings.save_every == 0 and not self.done:
-                    self.save()
 
     def _advance(self) -> None:
         """One optimiser step."""
@@ -239,15 +197,6 @@ class Trainer:
             "torch": torch.__version__, "rows": str(self._table.report), "curve": self.curve,
             "heldout": self.measured,
         }  # fmt: skip
-
-
-def agree(accelerator: Accelerator, signum: int) -> int:
-    """The signal that any process has caught, 0 if none has: all of them stop at the same step."""
-    if accelerator.num_processes == 1:
-        return signum
-    found = torch.tensor([signum], device=accelerator.device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return int(found)
 
 
 def _groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

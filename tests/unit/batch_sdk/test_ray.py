@@ -273,7 +273,7 @@ def test_a_signal_leaves_a_job_to_resume_and_no_worker(cluster, files, tmp_path,
     wait_until(lambda: rows_there(out))
     os.killpg(job.pid, number)  # as a terminal does
     _, err = job.communicate(timeout=60)
-    assert job.returncode == 128 + number
+    assert job.returncode == 128 + number, err
     found = batch_sdk.status(out)
     assert found.state == "stopped"
     assert 0 < found.rows < ROWS

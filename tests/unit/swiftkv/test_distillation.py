@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from swiftkv import distillation, training
+from swiftkv import distillation, loop, training
 from swiftkv.checkpoint import ADDED, Checkpoint
 from swiftkv.convert import convert
 from swiftkv.data import Batch, Table
@@ -222,7 +222,7 @@ class TestResume:
                 os.kill(os.getpid(), signal.SIGTERM)
             return trainer.step >= trainer.total
 
-        with pytest.raises(training.Interrupted) as caught:
+        with pytest.raises(loop.Interrupted) as caught:
             distill(settings(heldout=str(rows)))
         assert caught.value.step in (7, 8)
         monkeypatch.undo()

@@ -15,7 +15,7 @@ from speculative.training import generations, loop
 from speculative.training.errors import TrainingError
 from speculative.training.settings import Settings
 from swiftkv.errors import SwiftKVError
-from swiftkv.training import Interrupted
+from swiftkv.loop import Interrupted
 
 ROOT = Path(__file__).parents[4]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
