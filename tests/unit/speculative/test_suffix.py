@@ -197,6 +197,14 @@ def test_wrong_calls_are_refused():
         proposer.step(ints(slot, 7), EMPTY, ints(0, 0, 0), ints(1, 1))
     with pytest.raises(ValueError, match="offsets run from 0 to 1"):
         proposer.step(ints(slot), EMPTY, ints(0, 1), ints(1))
+    with pytest.raises(ValueError, match="offsets run from 0 to 2"):
+        proposer.step(ints(slot, slot), ints(3, 4), ints(0, 3, 2), ints(1, 1))
+    with pytest.raises(ValueError, match="1 slots, 2 limits, 2 offsets"):
+        proposer.step(ints(slot), ints(3), ints(0, 1), ints(1, 1))
+    with pytest.raises(ValueError, match="none negative; its least is -1"):
+        proposer.step(ints(slot), ints(3, -1), ints(0, 2), ints(1))
+    with pytest.raises(ValueError, match="one row of token ids"):
+        proposer.step(ints(slot), np.ones((2, 2), np.int32), ints(0, 2), ints(1))
     proposer.stop(slot)
     with pytest.raises(ValueError, match="is not running"):
         proposer.stop(slot)
