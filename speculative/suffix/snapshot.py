@@ -47,7 +47,7 @@ def write(path: Path, kept: Index, model: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException:  # an interrupt too: half a file must not stay behind
         Path(name).unlink()
         raise
 
