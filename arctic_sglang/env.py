@@ -3,6 +3,7 @@
 | variable | meaning |
 |---|---|
 | `ARCTIC_SGLANG_REPORT_DIR` | a folder: every process of a server writes `<role>-<pid>.json` there |
+| `ARCTIC_SGLANG_UNTIMED` | 1: speculation's choices go by its cost table, not by what steps took: repeatable |
 | `SGLANG_PLUGINS`, `SGLANG_PLATFORM` | SGLang's own: which plugins it loads; shown by the doctor |
 | `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set in a rank's process if unset |
 | `CUDA_MPS_PIPE_DIRECTORY` | NVIDIA's own: where a CUDA MPS daemon has its pipes; looked at for a log line |
@@ -13,6 +14,7 @@ import os
 from pathlib import Path
 
 REPORT_DIR = "ARCTIC_SGLANG_REPORT_DIR"
+UNTIMED = "ARCTIC_SGLANG_UNTIMED"
 CPU_THREADS_BIND = "SGLANG_CPU_OMP_THREADS_BIND"
 CPU_ENGINE = "SGLANG_USE_CPU_ENGINE"
 
@@ -27,6 +29,14 @@ def report_dir() -> Path | None:
         msg = f"{REPORT_DIR}={value!r} is not a folder; create it, or unset the variable"
         raise ValueError(msg)
     return path
+
+
+def untimed() -> bool:
+    """Whether speculation is to choose without a clock, so that it drafts the same on a busy machine."""
+    value = os.environ.get(UNTIMED, "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"{UNTIMED}={value!r}: set it to 1 for choices that go by no clock, or to 0")
+    return value == "1"
 
 
 def plugin_filters() -> dict[str, str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from speculative.base import Int32
 from speculative.policy import Picked, Source
+from speculative.weighing import tally
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -67,12 +68,10 @@ class Counts:
             self.rows[Source.NONE] += len(drafts.lengths)
             self.seconds += seconds
             return
-        checked = np.minimum(drafts.lengths, width - 1)
-        sources = np.where(checked > 0, drafts.sources, Source.NONE)
         self.steps[self.widths.index(width)] += 1
-        self.rows += np.bincount(sources, minlength=len(Source))
-        self.drafted += np.bincount(sources, checked, len(Source)).astype(np.int64)
-        self.accepted += np.bincount(sources, accepted, len(Source)).astype(np.int64)
+        counts = np.stack([self.rows, self.drafted, self.accepted])
+        tally(drafts.sources, drafts.lengths, accepted, width - 1, counts)
+        self.rows, self.drafted, self.accepted = counts
         self.seconds += seconds
 
     def since(self, before: Counts) -> Counts:

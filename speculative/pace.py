@@ -5,19 +5,26 @@ each step with drafts, which has to know the tokens of the one before, and befor
 or requests are many. Nor does it know long contexts. What a step took in the end is the time from the end of the one
 before, whatever that was, to its own end.
 
+Plain steps, those with the index's drafts and those with the head's are compared with each other, so all three have
+to be seen at times, and under the same circumstances: a step behind a prefill is another matter than one behind a
+decode step, as the host has had the prefill's time to prepare it.
+
 Where steps cannot be measured beforehand the table is a guess in a unit of its own. Then plain steps tell how long the
 unit is, and those with drafts how far the guess is off.
 """
 
 from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speculative.policy import Excess
+
 Float64 = NDArray[np.float64]
 
 _OCTAVES = 16
-_PLAIN, _WIDE = 0, 1
 _ENOUGH = 4  # samples before an estimate is used
 _WINDOW = 16  # samples that an estimate remembers
 _LARGEST = (
@@ -25,10 +32,36 @@ _LARGEST = (
 )
 _ASK = 1e-5  # seconds of asking the suffix index about one request
 _SHARE = 0.02  # of a plain step's time, for asking in vain
+_SOON, _LATE = 8, 128  # steps with drafts in a row before a plain one is due: never seen enough of, and seen
+
+
+class Kind(IntEnum):
+    """Of a step."""
+
+    PLAIN = 0
+    WIDE = 1  # with drafts of the index
+    HEAD = 2  # with the head's drafts too
+
+
+class Circumstances(NamedTuple):
+    """Under which a decode step runs.
+
+    Attributes:
+        rows: requests.
+        prefilled: the step before is a prefill.
+    """
+
+    rows: int
+    prefilled: bool = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where what was learnt of them is kept."""
+        return int(self.prefilled), min(self.rows.bit_length(), _OCTAVES - 1)
 
 
 class Pace:
-    """What steps take above the cost table, for plain steps and for those with drafts, by batch size.
+    """What steps of each kind take above the cost table, by batch size and by the kind of the step before.
 
     Args:
         wait: seconds assumed for a step with drafts until it has been seen, above what a plain step takes.
@@ -44,45 +77,62 @@ class Pace:
     ) -> None:  # fmt: skip
         self._wait, self._guessed, self._every, self._agree = wait, guessed, every, agree
         # Seconds above the table. Of a guess: seconds of its unit, and units above (or below) it.
-        self._means = np.zeros((_OCTAVES, 2))
-        self._samples = np.zeros((_OCTAVES, 2))
+        self._means = np.zeros((2, _OCTAVES, len(Kind)))
+        self._samples = np.zeros((2, _OCTAVES, len(Kind)))
+        self._plain = np.zeros((2, _OCTAVES), np.int64)  # plain steps that were planned
+        self._since = np.zeros(
+            (2, _OCTAVES), np.int64
+        )  # steps with drafts that were planned since the last of them
         self._used = self._filled(self._means, self._samples)
         self._steps = 0
 
-    def excess(self, rows: int) -> tuple[float, float]:
-        """Of a plain step and of one with drafts, in the table's unit.
+    def excess(self, now: Circumstances) -> Excess:
+        """Of each kind of step, in the table's unit."""
+        return self._used[now.place]
 
-        Args:
-            rows: requests.
-        """
-        plain, wide = self._used[min(rows.bit_length(), _OCTAVES - 1)]
-        return float(plain), float(wide)
-
-    def pause(self, rows: int, seconds: float) -> int:
+    def pause(self, now: Circumstances, seconds: float) -> int:
         """Steps to leave out before asking for drafts again when there were none worth checking.
 
         Nothing is left out while the host has time. Where it has none, asking in vain may take 2 % of it.
 
         Args:
-            rows: requests.
+            now: circumstances.
             seconds: of a plain step by the cost table.
         """
-        plain, _ = self.excess(rows)
+        plain = self.excess(now).plain
         if plain < seconds:
             return 0
-        return int(rows * _ASK / (_SHARE * (seconds + plain)))
+        return int(now.rows * _ASK / (_SHARE * (seconds + plain)))
 
-    def observe(self, rows: int, seconds: float | None, cost: float, *, wide: bool) -> None:
+    def due(self, now: Circumstances) -> bool:
+        """Whether the next step should be plain so that it is known what that takes."""
+        place = now.place
+        return bool(self._since[place] >= (_LATE if self._plain[place] >= _ENOUGH else _SOON))
+
+    def planned(self, now: Circumstances, kind: Kind) -> None:
+        """A step will run.
+
+        Args:
+            now: its circumstances.
+            kind: of the step.
+        """
+        if kind is Kind.PLAIN:
+            self._plain[now.place] += 1
+            self._since[now.place] = 0
+        else:
+            self._since[now.place] += 1
+
+    def observe(self, then: Circumstances, kind: Kind, seconds: float | None, cost: float) -> None:
         """A decode step is over.
 
         Args:
-            rows: its requests.
+            then: its circumstances.
+            kind: of the step.
             seconds: from the end of the step before it to its own; None: not known.
             cost: by the table.
-            wide: whether it checked drafts.
         """
         if seconds is not None and np.isfinite(seconds) and np.isfinite(cost):
-            at = min(rows.bit_length(), _OCTAVES - 1), _WIDE if wide else _PLAIN
+            at = (*then.place, int(kind))
             sample = self._guess(at, seconds, cost) if self._guessed else self._above(at, seconds, cost)
             if sample is not None:
                 count = min(self._samples[at], _WINDOW - 1)
@@ -92,14 +142,13 @@ class Pace:
         if self._steps % self._every == 0:
             self._publish()
 
-    def _above(self, at: tuple[int, int], seconds: float, cost: float) -> float:
+    def _above(self, at: tuple[int, int, int], seconds: float, cost: float) -> float:
         return min(max(seconds - cost, 0.0), 4 * self._means[at] + _LARGEST)
 
-    def _guess(self, at: tuple[int, int], seconds: float, cost: float) -> float | None:
-        octave, kind = at
-        unit = self._means[octave, _PLAIN]
-        known = self._samples[octave, _PLAIN] >= _ENOUGH
-        if kind == _PLAIN:
+    def _guess(self, at: tuple[int, int, int], seconds: float, cost: float) -> float | None:
+        plain = (*at[:2], int(Kind.PLAIN))
+        unit, known = self._means[plain], self._samples[plain] >= _ENOUGH
+        if at == plain:
             return min(seconds / cost, 4 * unit) if known else seconds / cost
         if not known:
             return None
@@ -111,13 +160,21 @@ class Pace:
             means, samples = self._agree(np.stack([means, samples]))
         self._used = self._filled(means, samples)
 
-    def _filled(self, means: Float64, samples: Float64) -> Float64:
-        """Octaves that nothing is known of are like the next smaller one."""
-        filled = np.zeros_like(means)
-        before = np.array([0.0, 0.0 if self._guessed else self._wait])
-        for octave in range(_OCTAVES):
-            known = samples[octave] >= _ENOUGH
-            plain = means[octave, _PLAIN] if known[_PLAIN] and not self._guessed else before[_PLAIN]
-            assumed = before[_WIDE] if self._guessed else max(before[_WIDE], plain + self._wait)
-            filled[octave] = before = np.array([plain, means[octave, _WIDE] if known[_WIDE] else assumed])
+    def _filled(self, means: Float64, samples: Float64) -> dict[tuple[int, int], Excess]:
+        """Octaves that nothing is known of are like the next smaller one, steps behind prefills like others."""
+        filled: dict[tuple[int, int], Excess] = {}
+        assumed = 0.0 if self._guessed else self._wait
+        for behind in (0, 1):
+            before = Excess(0.0, assumed, assumed)
+            for octave in range(_OCTAVES):
+                if behind:
+                    before = filled[0, octave]
+                known = samples[behind, octave] >= _ENOUGH
+                found = means[behind, octave].tolist()
+                plain = before.plain if self._guessed or not known[Kind.PLAIN] else found[Kind.PLAIN]
+                wide = found[Kind.WIDE] if known[Kind.WIDE] else before.wide
+                if not known[Kind.WIDE] and not self._guessed:
+                    wide = max(wide, plain + self._wait)
+                head = found[Kind.HEAD] if known[Kind.HEAD] else max(before.head, wide)
+                before = filled[behind, octave] = Excess(plain, wide, head)
         return filled

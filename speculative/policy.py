@@ -1,4 +1,4 @@
-"""When to draft, how wide to check, and whose draft to take. Pure: numpy only.
+"""When to draft, how wide to check, and whose draft to take. Pure: numpy, and numba for what every step asks.
 
 A step that checks `width` tokens of each of `batch` requests costs more than a plain one and yields more. The
 policy takes the width that yields the most tokens a second, and 1 (plain decode) unless a wider one is better.
@@ -18,19 +18,26 @@ fixed order: ranks that see the same drafts and the same acceptance decide the s
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speculative.base import Drafts, Float32, Int32
 from speculative.cost import CostTable
-
-Int8 = NDArray[np.int8]
-
-_ONE = 512  # the chance 1, as the whole number that tables are indexed by
-_TOKEN = 4096  # one token, as the whole number that yields are summed in
-_SCORES = 128  # steps of S / L
-_LEAST = 1.02  # a step with drafts takes at least so much of a plain one's time
+from speculative.weighing import (
+    LEAST,
+    ONE,
+    SCORES,
+    TOKEN,
+    Asked,
+    Int8,
+    Tables,
+    best,
+    learn,
+    warm,
+    weigh,
+)
 
 
 class Source(IntEnum):
@@ -52,28 +59,28 @@ class Yield:
     def __init__(self, widths: tuple[int, ...], longest: int) -> None:
         # Rows are chances, columns lengths: the tokens that a whole draft yields. Products one after the other, as
         # a power would be rounded differently on another processor.
-        chances = np.arange(_ONE + 1) / _ONE
-        powers = np.ones((_ONE + 1, longest + 1))
+        chances = np.arange(ONE + 1) / ONE
+        powers = np.ones((ONE + 1, longest + 1))
         powers[:, 0] = 0
         for length in range(1, longest + 1):
             powers[:, length] = chances if length == 1 else powers[:, length - 1] * chances
         whole = np.cumsum(powers, axis=1)
-        self._chances = np.zeros((longest + 1, _SCORES + 1), np.int32)
+        self.table_of_chances = np.zeros((longest + 1, SCORES + 1), np.int32)
         for length in range(1, longest + 1):
             middles = (whole[1:, length] + whole[:-1, length]) / 2
-            scores = np.arange(_SCORES + 1) * length / _SCORES
-            self._chances[length] = np.maximum(np.searchsorted(middles, scores), 1)
+            scores = np.arange(SCORES + 1) * length / SCORES
+            self.table_of_chances[length] = np.maximum(np.searchsorted(middles, scores), 1)
         cuts = np.minimum(np.arange(longest + 1)[:, None], np.array(widths) - 1)
-        self._tokens = np.rint(whole[:, cuts] * _TOKEN).astype(np.int32)
+        self.table_of_tokens = np.rint(whole[:, cuts] * TOKEN).astype(np.int32)
 
     def chances(self, lengths: Int32, scores: Float32) -> Int32:
         """q of each draft in units of 1/512, int32 [rows]; 0 where there is no draft, else 1 or more."""
-        shares = scores * _SCORES / np.maximum(lengths, 1) + 0.5
-        return self._chances[lengths, np.clip(shares, 0, _SCORES).astype(np.int32)]
+        shares = scores * SCORES / np.maximum(lengths, 1) + 0.5
+        return self.table_of_chances[lengths, np.clip(shares, 0, SCORES).astype(np.int32)]
 
     def tokens(self, chances: Int32 | int, lengths: Int32 | int) -> NDArray[np.int32]:
         """Tokens accepted on average within each width, in units of 1/4096, int32 [rows, widths] or [widths]."""
-        return self._tokens[chances, lengths]
+        return self.table_of_tokens[chances, lengths]
 
 
 class Calibration:
@@ -81,30 +88,25 @@ class Calibration:
 
     The factor is (tokens accepted) / (tokens promised) over about the last `window` tokens that were checked; it
     starts at 1, as if `prior` tokens had come as promised.
+
+    Attributes:
+        sums: float64 [2, keys], tokens accepted and tokens promised.
+        factors: float64 [keys], 0 or more.
+        keys: int64 [sources, longest + 1], where the factor of a source's drafts of a length is kept.
     """
 
     def __init__(self, longest: int, *, window: int = 128, prior: int = 8) -> None:
-        self._octaves = longest.bit_length() + 1
-        self._octave = np.array([length.bit_length() for length in range(longest + 1)], np.int64)
-        self._window = window
-        self._accepted = np.full(len(Source) * self._octaves, float(prior))
-        self._promised = self._accepted.copy()
+        octaves = np.array([length.bit_length() for length in range(longest + 1)], np.int64)
+        sources = np.arange(len(Source), dtype=np.int64)
+        self.keys = sources[:, None] * (octaves[-1] + 1) + octaves
+        self.window = float(window)
+        self.sums = np.full((2, int(self.keys[-1, -1]) + 1), float(prior))
+        self.factors = self.sums[0] / self.sums[1]
 
-    def keys(self, sources: Int8 | Source, lengths: Int32 | int) -> NDArray[np.int64]:
-        """Where each draft's factor is kept, int64 of the arguments' shape."""
-        return sources * np.int64(self._octaves) + self._octave[lengths]
-
-    def factors(self) -> NDArray[np.float64]:
-        """By key, 0 or more."""
-        return self._accepted / self._promised
-
-    def observe(self, keys: NDArray[np.int64], chances: Int32, accepted: Int32, trials: Int32) -> None:
-        """Takes in what was accepted of `trials` tokens checked one after the other, each promised by `chances`."""
-        counts = len(self._accepted)
-        trials_of = np.bincount(keys, trials, counts)
-        kept = self._window / (self._window + trials_of)
-        self._accepted = self._accepted * kept + np.bincount(keys, accepted, counts)
-        self._promised = self._promised * kept + np.bincount(keys, trials * chances, counts) / _ONE
+    def observe(self, drafts: "Picked", shown: int, accepted: Int32, tables: Tables) -> None:
+        """Takes in what was accepted of drafts of which `shown` tokens were checked at most."""
+        learn(drafts.sources, drafts.lengths, drafts.scores, accepted, shown, tables, self.window, self.sums)
+        np.divide(self.sums[0], self.sums[1], out=self.factors)
 
 
 class Probes:
@@ -156,11 +158,32 @@ class Picked:
         return cls(np.where(lengths > 0, np.int8(source), np.int8(Source.NONE)), lengths, scores)
 
 
+class Excess(NamedTuple):
+    """Seconds that steps take above the cost table.
+
+    Attributes:
+        plain: of a step without drafts.
+        wide: of one with the suffix index's drafts.
+        head: of one with the head's, its own time included.
+    """
+
+    plain: float = 0.0
+    wide: float = 0.0
+    head: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A width, and whether it was chosen to see if drafting pays again although it does not seem to."""
+    """What a step checks.
+
+    Attributes:
+        width: tokens a request.
+        head: whether the head drafts.
+        probing: it was chosen to see if drafting pays again although it does not seem to.
+    """
 
     width: int
+    head: bool = False
     probing: bool = False
 
 
@@ -171,19 +194,28 @@ class Policy:
         table: what steps cost.
         max_batch: above this batch size nothing is drafted; None: the table decides alone.
         longest: the longest draft that will be shown; by default what the widest step can check.
+        head: tokens that the draft head drafts; 0: there is none.
+        bar: the suffix's draft is taken if its score is at least this; None: if it promises at least as many tokens
+            as the head's, both scaled by what was observed.
     """
 
-    def __init__(self, table: CostTable, *, max_batch: int | None = None, longest: int | None = None) -> None:
+    def __init__(
+        self, table: CostTable, *, max_batch: int | None = None, longest: int | None = None, head: int = 0,
+        bar: float | None = None,
+    ) -> None:  # fmt: skip
         self.table = table
         self.longest = table.widths[-1] - 1 if longest is None else longest
+        self.head = head
+        self._bar = np.nan if bar is None else bar
         self._max_batch = table.max_batch if max_batch is None else max_batch
-        self._yield = Yield(table.widths, self.longest)
+        yields = Yield(table.widths, self.longest)
         self._calibration = Calibration(self.longest)
+        self._tables = Tables(yields.table_of_chances, yields.table_of_tokens, self._calibration.keys)
+        self._yields = np.zeros((2, len(table.widths)), np.int64)
         self._probes = {source: Probes() for source in Source}
-        self._excess = (0.0, 0.0)  # what steps took above the table when a width was last chosen
-        self._head_probes = False  # the head runs this step to see whether it pays again
-        self._factors = self._calibration.factors()
+        self._excess = Excess()  # when a width was last chosen
         self._limits = [self._limit(batch) for batch in range(self._max_batch + 1)]
+        warm(self._tables)
 
     def limit(self, batch: int) -> int:
         """The longest draft that could pay at this batch size if all of it were accepted; 0: do not draft."""
@@ -194,81 +226,72 @@ class Policy:
         paying = np.flatnonzero(np.array(self.table.widths) / seconds > 1 / seconds[0])
         return min(self.longest, self.table.widths[paying[-1]] - 1) if len(paying) else 0
 
-    def pick(self, suffix: Drafts, head: int = 0, bar: float | None = None) -> Picked:
-        """For each request the suffix's draft or the head's.
+    def pick(self, drafts: Drafts, room: Int32) -> Picked:
+        """For each request the suffix's draft or the head's, whichever promises more (or by the bar).
 
         Args:
-            suffix: its drafts.
-            head: tokens that the head drafts for every request; 0: there is none.
-            bar: the suffix's draft is taken if its score is at least this; None: if it promises at least as many
-                tokens as the head's, both scaled by what was observed.
+            drafts: the suffix index's.
+            room: int32 [rows], tokens that the head may draft for each request.
         """
-        if head == 0:
-            return Picked.all_of(Source.SUFFIX, suffix.lengths, suffix.scores)
-        if bar is None:
-            promised = self._tokens(Picked.all_of(Source.SUFFIX, suffix.lengths, suffix.scores))[:, -1]
-            taken = promised >= self._head_tokens(head)[-1]
-        else:
-            taken = suffix.scores >= bar
-        taken &= suffix.lengths > 0
-        return Picked(
-            np.where(taken, np.int8(Source.SUFFIX), np.int8(Source.HEAD)),
-            np.where(taken, suffix.lengths, np.int32(head)),
-            np.where(taken, suffix.scores, np.float32(head)),
-        )
+        sources = self._weighed(drafts, room)
+        own = sources == Source.SUFFIX
+        rooms = np.minimum(room, np.int32(self.head))
+        lengths = np.where(own, drafts.lengths, np.where(sources == Source.HEAD, rooms, np.int32(0)))
+        # A head gives no score and so promises all.
+        return Picked(sources, lengths, np.where(own, drafts.scores, lengths).astype(np.float32))
 
-    def head_pays(self, batch: int, tokens: int, seconds: float, plain: float = 0.0) -> bool:
-        """Whether to run the draft head this step; counts a step in which it does not. Call it before `choose`.
-
-        Where it runs although it does not seem to pay, `choose` has its draft checked.
+    def choose(self, drafts: Drafts, room: Int32 | None = None, excess: Excess | None = None) -> Choice:
+        """The width for this step, and whether the head drafts; counts drafts that are refused. Once a step.
 
         Args:
-            batch: requests.
-            tokens: that the head drafts for each.
-            seconds: its own time, and what else a step with drafts takes above the table.
-            plain: seconds that a plain step takes above the table.
+            drafts: the suffix index's.
+            room: as for `pick`; None: no head.
+            excess: what steps take above the table.
         """
+        self._excess = excess = excess or Excess()
+        batch = len(drafts)
         if self.limit(batch) == 0:
-            return False
-        yields = batch * self._head_tokens(tokens).astype(np.int64)
-        choice = self._try(batch, yields, (plain, seconds), self._probes[Source.HEAD])
-        self._head_probes = choice.probing
-        return choice.width > 1
-
-    def choose(self, drafts: Picked, overhead: float = 0.0, plain: float = 0.0) -> Choice:
-        """The width for this step; counts a step in which drafts are refused. Call it once a step.
-
-        Args:
-            drafts: of the step's requests.
-            overhead: seconds that a step with drafts takes above the table (waiting for the step before, the
-                host's work); leave out what is spent already.
-            plain: the same of a step without.
-        """
-        self._excess = plain, overhead
-        if not drafts.lengths.any() or self.limit(len(drafts.lengths)) == 0:
             return Choice(1)
-        if self._head_probes:
-            self._head_probes = False
-            return Choice(self.width(drafts, overhead, plain, probing=True), probing=True)
-        batch, yields = len(drafts.lengths), self._tokens(drafts).sum(axis=0, dtype=np.int64)
-        return self._try(batch, yields, self._excess, self._probes[Source.SUFFIX])
+        sources = self._weighed(drafts, room)
+        index, rate = self._best(0, batch, excess.plain, excess.wide)
+        headed = room is not None and bool((sources == Source.HEAD).any())
+        if headed:
+            joined, more = self._best(1, batch, excess.plain, excess.head)
+            if joined and more > rate:
+                self._paid(Source.HEAD, *(Source.SUFFIX,) * bool((sources == Source.SUFFIX).any()))
+                return Choice(self.table.widths[joined], head=True)
+            if self._probes[Source.HEAD].due():
+                joined, _ = self._best(1, batch, excess.plain, excess.head, forced=True)
+                return Choice(self.table.widths[joined], head=joined > 0, probing=joined > 0)
+        if index:
+            self._paid(Source.SUFFIX)
+        elif self._yields[0, -1] and self._probes[Source.SUFFIX].due():
+            index, _ = self._best(0, batch, excess.plain, excess.wide, forced=True)
+            return Choice(self.table.widths[index], probing=index > 0)
+        return Choice(self.table.widths[index])
 
     def width(
-        self, drafts: Picked, overhead: float = 0.0, plain: float = 0.0, *, probing: bool = False
+        self,
+        drafts: Drafts,
+        room: Int32 | None = None,
+        excess: Excess | None = None,
+        *,
+        probing: bool = False,
     ) -> int:
         """The width with the most tokens a second; changes nothing, so that it may be asked again.
 
         Args:
-            drafts: of the step's requests.
-            overhead: as for `choose`.
-            plain: as for `choose`.
+            drafts: as for `choose`.
+            room: as for `choose`: the head drafts where it is given.
+            excess: as for `choose`.
             probing: the best of those above 1, if any can run and there is a draft.
         """
-        batch = len(drafts.lengths)
+        batch, excess = len(drafts), excess or Excess()
         if self.limit(batch) == 0:
             return 1
-        yields = self._tokens(drafts).sum(axis=0, dtype=np.int64)
-        return self._best(batch, yields, (plain, overhead), probing)
+        self._weighed(drafts, room)
+        kind, above = (0, excess.wide) if room is None else (1, excess.head)
+        return self.table.widths[self._best(kind, batch, excess.plain, above, forced=probing)[0]]
 
     def observe(self, drafts: Picked, width: int, accepted: Int32) -> None:
         """Takes in how a step went.
@@ -281,58 +304,32 @@ class Policy:
             width: that was checked.
             accepted: int32 [rows], draft tokens accepted, the model's own token not counted.
         """
-        shown = np.minimum(drafts.lengths, width - 1)
-        trials = accepted + (accepted < shown)
-        keys = self._calibration.keys(drafts.sources, drafts.lengths)
-        chances = self._yield.chances(drafts.lengths, drafts.scores)
-        self._calibration.observe(keys, chances, accepted, trials)
-        self._factors = self._calibration.factors()
+        self._calibration.observe(drafts, width - 1, accepted, self._tables)
         if width > 1:
-            self._reward(np.bincount(drafts.sources, accepted, len(Source)), len(accepted), width)
+            self._reward(drafts.sources, accepted, width)
 
-    def _reward(self, accepted: NDArray[np.float64], batch: int, width: int) -> None:
-        seconds = self._seconds(batch, self._excess)
-        more = seconds[self.table.widths.index(width)] / seconds[0]
-        for source in (Source.SUFFIX, Source.HEAD):
-            if batch + accepted[source] > batch * more:
+    def _reward(self, sources: Int8, accepted: Int32, width: int) -> None:
+        batch, excess = len(accepted), self._excess
+        seconds, index = self.table.at(batch), self.table.widths.index(width)
+        plain = seconds[0] + excess.plain
+        for source, above in ((Source.SUFFIX, excess.wide), (Source.HEAD, excess.head)):
+            gained = int(accepted[sources == source].sum())
+            if gained and batch + gained > batch * max((seconds[index] + above) / plain, LEAST):
                 self._probes[source].hit()
 
-    def _seconds(self, batch: int, excess: tuple[float, float]) -> NDArray[np.float64]:
-        plain, overhead = excess
-        seconds = self.table.at(batch) + overhead
-        seconds[0] = self.table.at(batch)[0] + plain
-        # What is learnt of one width may be wrong for another.
-        np.maximum(seconds[1:], _LEAST * seconds[0], out=seconds[1:])
-        return seconds
+    def _paid(self, *sources: Source) -> None:
+        for source in sources:
+            self._probes[source].paid()
+
+    def _weighed(self, drafts: Drafts, room: Int32 | None) -> Int8:
+        """Fills `_yields`; whose draft each request gets."""
+        sources = np.empty(len(drafts), np.int8)
+        room, head = (drafts.lengths, 0) if room is None else (room, self.head)
+        asked = Asked(drafts.lengths, drafts.scores, room, head, self._bar)
+        weigh(asked, self._tables, self._calibration.factors, self._yields, sources)
+        return sources
 
     def _best(
-        self, batch: int, yields: NDArray[np.int64], excess: tuple[float, float], probing: bool = False
-    ) -> int:
-        rates = (batch * _TOKEN + yields) / self._seconds(batch, excess)
-        best = int(rates.argmax())
-        if probing and best == 0 and yields[-1] > 0 and rates[1:].any():
-            best = 1 + int(rates[1:].argmax())
-        return self.table.widths[best]
-
-    def _try(
-        self, batch: int, yields: NDArray[np.int64], excess: tuple[float, float], probes: Probes
-    ) -> Choice:
-        width = self._best(batch, yields, excess)
-        if width > 1:
-            probes.paid()
-            return Choice(width)
-        if not probes.due():
-            return Choice(1)
-        width = self._best(batch, yields, excess, probing=True)
-        return Choice(width, probing=width > 1)
-
-    def _tokens(self, drafts: Picked) -> NDArray[np.int32]:
-        """Tokens expected within each width, in units of 1/4096, int32 [rows, widths]."""
-        factors = self._factors[self._calibration.keys(drafts.sources, drafts.lengths)]
-        chances = self._yield.chances(drafts.lengths, drafts.scores) * factors + 0.5
-        return self._yield.tokens(np.minimum(chances, _ONE).astype(np.int32), drafts.lengths)
-
-    def _head_tokens(self, tokens: int) -> NDArray[np.int32]:
-        """The same for one draft of the head, int32 [widths]: a head gives no score and so promises all."""
-        factor = self._factors[self._calibration.keys(Source.HEAD, tokens)]
-        return self._yield.tokens(min(int(_ONE * factor + 0.5), _ONE), tokens)
+        self, kind: int, batch: int, plain: float, above: float, *, forced: bool = False
+    ) -> tuple[int, float]:
+        return best(batch, self._yields[kind], self.table.at(batch), plain, above, forced)

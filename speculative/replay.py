@@ -91,7 +91,7 @@ class Replay:
             limit = self._longest if self._whole else min(self._longest, self._policy.limit(run.batch))
             drafts = run.draft(limit)
             picked = Picked.all_of(Source.SUFFIX, drafts.lengths, drafts.scores)
-            width = self._width(picked)
+            width = self._width(drafts)
             accepted = run.accept(drafts, width)
             self._policy.observe(picked, width, accepted)
             statistics.observe(picked, width, accepted)
@@ -106,7 +106,7 @@ class Replay:
             ),
         )
 
-    def _width(self, drafts: Picked) -> int:
+    def _width(self, drafts: Drafts) -> int:
         if not self._whole:
             return self._policy.choose(drafts).width
         longest = int(drafts.lengths.max())

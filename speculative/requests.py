@@ -27,7 +27,7 @@ class _Known:
     request: Request
     slot: int
     tokens: int  # of the response, taken in
-    draftable: bool
+    room: int  # tokens of the response that a draft may reach; none if nothing may be drafted
 
 
 class Requests:
@@ -51,32 +51,38 @@ class Requests:
     def __len__(self) -> int:
         return len(self._known)
 
-    def propose(self, requests: Sequence[Request], pending: dict[str, list[int]]) -> Drafts:
+    def propose(self, requests: Sequence[Request], pending: dict[str, list[int]]) -> tuple[Drafts, Int32]:
         """Takes in what is new and drafts for every request.
 
         Args:
             requests: of this step, in its order.
             pending: tokens that were generated and are not in `output_ids` yet, by request id.
+
+        Returns:
+            The drafts, and how many draft tokens each request may get at most, int32 [requests].
         """
-        slots = np.empty(len(requests), np.int32)
-        limits = np.zeros(len(requests), np.int32)
-        offsets = np.zeros(len(requests) + 1, np.int32)
-        tokens: list[int] = []
-        for i, request in enumerate(requests):
+        slots: list[int] = []
+        limits: list[int] = []
+        offsets, tokens = [0], list[int]()
+        longest = self._longest
+        for request in requests:
             late = pending.get(request.rid, ())
             known = self._agree(request, late)
             done = len(request.output_ids)
             if known.tokens < done:
-                tokens.extend(request.output_ids[known.tokens : done])
-                tokens.extend(late)
+                tokens += request.output_ids[known.tokens : done]
+                tokens += late
             else:
-                tokens.extend(late[known.tokens - done :])
-            known.tokens = done + len(late)
-            slots[i] = known.slot
-            offsets[i + 1] = len(tokens)
-            if known.draftable:
-                limits[i] = self._limit(request, known.tokens)
-        return self._proposer.step(slots, np.array(tokens, np.int32), offsets, limits)
+                tokens += late[known.tokens - done :]
+            known.tokens = done = done + len(late)
+            slots.append(known.slot)
+            offsets.append(len(tokens))
+            limits.append(max(0, min(longest, known.room - done)))
+        allowed = np.array(limits, np.int32)
+        drafts = self._proposer.step(
+            np.array(slots, np.int32), np.array(tokens, np.int32), np.array(offsets, np.int32), allowed
+        )
+        return drafts, allowed
 
     def finish(self, rid: str) -> None:
         """The request is over: its last tokens are taken in, its slot is given back."""
@@ -96,18 +102,17 @@ class Requests:
 
     def limits(self, requests: Sequence[Request], pending: dict[str, list[int]]) -> Int32:
         """How many draft tokens each request may get: int32 [requests]."""
-        found = np.zeros(len(requests), np.int32)
-        for i, request in enumerate(requests):
-            if draftable(request):
-                done = len(request.output_ids) + len(pending.get(request.rid, ()))
-                found[i] = self._limit(request, done)
-        return found
+        found = [
+            max(0, min(self._longest, self._room(r) - len(r.output_ids) - len(pending.get(r.rid, ()))))
+            for r in requests
+        ]
+        return np.array(found, np.int32)
 
-    def _limit(self, request: Request, done: int) -> int:
-        # The step yields one token more than it accepts of the draft.
-        budget = request.sampling_params.max_new_tokens - done - 1
-        room = self._context - len(request.origin_input_ids) - done - 1
-        return max(0, min(self._longest, budget, room))
+    def _room(self, request: Request) -> int:
+        # A step yields one token more than it accepts of the draft.
+        if not draftable(request):
+            return 0
+        return min(request.sampling_params.max_new_tokens, self._context - len(request.origin_input_ids)) - 1
 
     def _agree(self, request: Request, late: Sequence[int]) -> _Known:
         known = self._known.get(request.rid)
@@ -121,7 +126,7 @@ class Requests:
             self._proposer.stop(known.slot)
         response = np.array(request.output_ids, np.int32)
         slot = self._proposer.start(np.array(request.origin_input_ids, np.int32), response)
-        self._known[request.rid] = known = _Known(request, slot, len(response), draftable(request))
+        self._known[request.rid] = known = _Known(request, slot, len(response), self._room(request))
         return known
 
 

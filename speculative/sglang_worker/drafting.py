@@ -2,7 +2,8 @@
 
 With overlap the host launches a step while the one before still runs, so the newest tokens are not known yet.
 Most steps need not know them: the index is asked with the tokens at hand, and only where it has something worth
-a wider step does the host wait for the step in flight, take its tokens in, and ask again.
+a wider step does the host wait for the step in flight, take its tokens in, and ask again. Where the device is done
+before the host is, as with a small model, there is nothing to wait for, and the index is asked once.
 """
 
 import time
@@ -13,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from speculative.base import Drafts
+from speculative.base import Drafts, Int32
 from speculative.metrics import Statistics
-from speculative.pace import Pace
-from speculative.policy import Picked, Policy, Source
+from speculative.pace import Circumstances, Kind, Pace
+from speculative.policy import Excess, Picked, Policy, Source
 from speculative.requests import Requests
 
 
@@ -44,13 +45,20 @@ class Plan:
         width: tokens a request; 1 for plain decode.
         drafts: of the suffix index.
         picked: whose draft each request gets.
+        kind: what is known of it before it runs.
         seconds: spent on finding drafts, and on waiting for the step before.
     """
 
     width: int
     drafts: Drafts
     picked: Picked
+    kind: Kind
     seconds: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def plain(cls, rows: int) -> "Plan":
+        """Without drafts."""
+        return cls(1, Drafts.nothing(rows), Picked.none(rows), Kind.PLAIN)
 
 
 class Mark(Protocol):
@@ -77,6 +85,7 @@ class _Pending:
     """A decode step whose outcome is not known yet."""
 
     plan: Plan
+    now: Circumstances
     begin: Mark | None = None  # the end of the step before
     end: Mark | None = None
 
@@ -88,29 +97,27 @@ class Drafting:
         requests: running requests, as the suffix index knows them.
         policy: whose drafts, and how wide a step is worth being.
         suffix: whether the index is asked.
-        head_tokens: tokens that the draft head drafts; 0 without one.
         head_seconds: time of the head's draft.
         pace: what steps take above the policy's cost table; None: nobody measures that.
         mark: marks the end of the device's work so far; comes with `pace`.
-        bar: see `Policy.pick`.
+        alone: no other rank has to plan the same, so that it may depend on whether the device is done.
         statistics: counts every decode step; None: nobody does.
     """
 
     def __init__(
-        self, requests: Requests, policy: Policy, *, suffix: bool, head_tokens: int, head_seconds: float = 0.0,
-        pace: Pace | None = None, mark: Callable[[], Mark] | None = None, bar: float | None = None,
+        self, requests: Requests, policy: Policy, *, suffix: bool, head_seconds: float = 0.0,
+        pace: Pace | None = None, mark: Callable[[], Mark] | None = None, alone: bool = False,
         statistics: Statistics | None = None,
     ) -> None:  # fmt: skip
         self._requests = requests
         self._policy = policy
         self._suffix = suffix
-        self._head_tokens = head_tokens
         self._head_seconds = head_seconds
         self._pace = pace
         self._mark = mark
+        self._alone = alone
         self._last: Mark | None = None
         self._pause = 0
-        self._bar = bar
         self._statistics = statistics
         self._waited = 0.0
         self._launched: _Launched | None = None
@@ -120,17 +127,21 @@ class Drafting:
         """What the next decode step of SGLang's `ScheduleBatch` verifies; of width 1: nothing, it decodes."""
         started, self._waited = time.perf_counter(), 0.0
         rows = len(batch.reqs)
-        plan = Plan(1, Drafts.nothing(rows), Picked.none(rows))
+        now = Circumstances(rows, self._launched is not None and self._launched.before is not None)
+        plan = None
         if self._policy.limit(rows) and not batch.sampling_info.has_custom_logit_processor:
             if self._pause:
                 self._pause -= 1
-            else:
-                plan = self._plan(batch.reqs) or plan
-                if plan.width == 1 and self._pace is not None:
-                    self._pause = self._pace.pause(rows, self._policy.table.cost(rows, 1))
+            elif self._pace is None or not self._pace.due(now):
+                plan = self._plan(batch.reqs, now)
+                if plan is None and self._pace is not None:
+                    self._pause = self._pace.pause(now, self._policy.table.cost(rows, 1))
+        plan = plan or Plan.plain(rows)
+        if self._pace is not None:
+            self._pace.planned(now, plan.kind)
         drafting = time.perf_counter() - started - self._waited
         plan = replace(plan, seconds=(drafting, self._waited))
-        self._pending.append(_Pending(plan))
+        self._pending.append(_Pending(plan, now))
         return plan
 
     def launched(self, batch: Any, result: Any, *, prefill: bool) -> None:
@@ -157,7 +168,7 @@ class Drafting:
         if plan.width > 1:
             self._policy.observe(plan.picked, plan.width, counts)
         if self._pace is not None:
-            self._pace.observe(len(counts), took, self._cost(plan), wide=plan.width > 1)
+            self._pace.observe(step.now, plan.kind, took, self._cost(plan))
         if self._statistics is not None:
             draft, wait = plan.seconds
             self._statistics.observe(
@@ -167,35 +178,49 @@ class Drafting:
     def _cost(self, plan: Plan) -> float:
         """Seconds of the step by the table, the head's own with it."""
         seconds = self._policy.table.cost(len(plan.picked.lengths), plan.width)
-        return seconds + self._head_seconds * bool((plan.picked.sources == Source.HEAD).any())
+        return seconds + self._head_seconds * (plan.kind is Kind.HEAD)
 
-    def _plan(self, requests: Sequence[Any]) -> Plan | None:
-        rows = len(requests)
-        plain, wide = self._pace.excess(rows) if self._pace is not None else (0.0, 0.0)
-        head = self._head_tokens
-        if head and not self._policy.head_pays(rows, head, self._head_seconds + wide, plain):
-            head = 0
-        drafts, picked = self._pick(requests, {}, head)
-        waits = bool((picked.sources == Source.SUFFIX).any()) and self._in_flight()
-        choice = self._policy.choose(picked, wide, plain)
+    def _plan(self, requests: Sequence[Any], now: Circumstances) -> Plan | None:
+        excess = self._pace.excess(now) if self._pace is not None else Excess()
+        excess = excess._replace(head=excess.head + self._head_seconds)
+        # Who need not wait for the newest tokens takes them in at once.
+        waits = self._in_flight() and not (self._alone and self._done())
+        drafts, room = self._ask(requests, {} if waits else self._late())
+        choice = self._policy.choose(drafts, room, excess)
         width = choice.width
-        if waits and width > 1:
-            drafts, picked = self._pick(requests, self._late(), head)
+        room = room if choice.head else None
+        if width > 1 and waits and self._suffix and drafts.lengths.any():
+            drafts, late = self._ask(requests, self._late())
+            room = late if choice.head else None
             # The wait is over, and a plain step would now be as late as any.
-            width = self._policy.width(picked, wide, wide, probing=choice.probing)
-        return Plan(width, drafts, picked) if width > 1 else None
+            width = self._policy.width(
+                drafts, room, excess._replace(plain=excess.wide), probing=choice.probing
+            )
+        if width == 1:
+            return None
+        if room is None:
+            picked = Picked.all_of(Source.SUFFIX, drafts.lengths, drafts.scores)
+        else:
+            picked = self._policy.pick(drafts, room)
+        heads = room is not None and bool((picked.sources == Source.HEAD).any())
+        return Plan(width, drafts, picked, Kind.HEAD if heads else Kind.WIDE)
 
-    def _pick(self, requests: Sequence[Any], late: dict[str, list[int]], head: int) -> tuple[Drafts, Picked]:
-        drafts = self._requests.propose(requests, late) if self._suffix else Drafts.nothing(len(requests))
-        picked = self._policy.pick(drafts, head, self._bar)
-        if head:
-            room = np.minimum(picked.lengths, self._requests.limits(requests, late))
-            scores = np.where(picked.sources == Source.HEAD, room, picked.scores).astype(np.float32)
-            picked = Picked(np.where(room > 0, picked.sources, Source.NONE).astype(np.int8), room, scores)
-        return drafts, picked
+    def _ask(self, requests: Sequence[Any], late: dict[str, list[int]]) -> tuple[Drafts, Int32 | None]:
+        """The index's drafts, and how many tokens the head may draft for each request; None: there is no head."""
+        if self._suffix:
+            drafts, room = self._requests.propose(requests, late)
+        else:
+            drafts, room = Drafts.nothing(len(requests)), self._requests.limits(requests, late)
+        return drafts, room if self._policy.head else None
 
     def _in_flight(self) -> bool:
         return self._launched is not None and not self._launched.processed()
+
+    def _done(self) -> bool:
+        """Whether the device is through with the step in flight."""
+        assert self._launched is not None
+        copied = self._launched.result.copy_done
+        return copied is None or copied.query()
 
     def _late(self) -> dict[str, list[int]]:
         """Tokens of the step in flight by request, waiting for it to end; empty if none is in flight."""

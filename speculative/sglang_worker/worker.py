@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from arctic_sglang import env
 from arctic_sglang.compat import vendor
 from speculative.cost import CostTable
 from speculative.metrics import Collectors, Statistics
@@ -91,11 +92,9 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         requests = Requests(self._proposer, settings.width - 1, runner.model_config.context_len)
         self._requests = requests
         self._drafting = Drafting(
-            requests, Policy(table, max_batch=settings.max_batch, longest=settings.width - 1),
-            suffix=settings.suffix, head_tokens=self._head.tokens if self._head is not None else 0,
-            head_seconds=head_seconds, bar=settings.bar,
-            pace=self._pace(guessed=not measured), mark=self._mark,
-            statistics=self._statistics,
+            requests, self._policy(table), suffix=settings.suffix, head_seconds=head_seconds,
+            **self._clock(guessed=not measured),
+            alone=vendor.get_tp_group().world_size == 1, statistics=self._statistics,
         )  # fmt: skip
 
     def forward_batch_generation(
@@ -205,12 +204,22 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
             return CostTable.linear(self._widths.available, rows, constant=constant)
         return CostTable(measured)
 
+    def _policy(self, table: CostTable) -> Policy:
+        settings, head = self._settings, self._head.tokens if self._head is not None else 0
+        return Policy(
+            table, max_batch=settings.max_batch, longest=settings.width - 1, head=head, bar=settings.bar
+        )
+
     def _mark(self) -> Mark:
         if self.device == "cpu":
             return Moment()
         event = torch.get_device_module(self.device).Event(enable_timing=True)
         event.record()
         return event
+
+    def _clock(self, *, guessed: bool) -> dict[str, Any]:
+        """What `Drafting` times steps with."""
+        return {} if env.untimed() else {"pace": self._pace(guessed=guessed), "mark": self._mark}
 
     def _pace(self, *, guessed: bool) -> Pace:
         if vendor.get_tp_group().world_size > 1:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from speculative.compiled import entry
 from speculative.suffix.arrays import LENGTH, Int32
-from speculative.suffix.kernels import entry
 
 
 @entry

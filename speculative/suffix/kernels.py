@@ -11,12 +11,10 @@ older than the ring and dropped. Eviction is thus free. It takes that links lead
 enters the ring whole. Requests' own texts use the same arrays, numbered by the place itself.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 
+from speculative.compiled import entry
 from speculative.suffix.arrays import (
     DONE,
     INDEXED,
@@ -37,15 +35,6 @@ from speculative.suffix.arrays import (
     Voters,
 )
 from speculative.suffix.settings import DOUBT, PAGE, SPARED
-
-
-def entry(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled at the first call; kept on disk where numba finds a folder that it may write to."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba's way of saying that there is none
-        return numba.njit(nogil=True)(function)
-
 
 # Called by compiled code only: a way in from Python would double the compile time.
 _inner = numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from arctic_sglang import plugin
+from arctic_sglang import env, plugin
 from arctic_sglang.compat.verify import SeamError
 
 
@@ -45,3 +45,13 @@ def test_sglangs_own_cpu_engine_keeps_its_platform(monkeypatch):
     monkeypatch.setattr(plugin.vendor, "accelerator", lambda: None)
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     assert plugin.platform() is None
+
+
+def test_choices_without_a_clock_are_asked_for_by_name(monkeypatch):
+    monkeypatch.delenv("ARCTIC_SGLANG_UNTIMED", raising=False)
+    assert not env.untimed()
+    monkeypatch.setenv("ARCTIC_SGLANG_UNTIMED", "1")
+    assert env.untimed()
+    monkeypatch.setenv("ARCTIC_SGLANG_UNTIMED", "yes")
+    with pytest.raises(ValueError, match="ARCTIC_SGLANG_UNTIMED='yes'"):
+        env.untimed()

@@ -8,7 +8,8 @@ import pytest
 from speculative.base import Drafts
 from speculative.cost import CostTable
 from speculative.metrics import Statistics
-from speculative.policy import Policy, Source
+from speculative.pace import Circumstances, Kind
+from speculative.policy import Excess, Policy, Source
 from speculative.requests import Requests
 from tests.unit.speculative.test_requests import Asked
 
@@ -38,7 +39,10 @@ class Played:
 
 class Event:
     def __init__(self):
-        self.waited = 0
+        self.waited, self.over = 0, False
+
+    def query(self):
+        return self.over
 
     def synchronize(self):
         self.waited += 1
@@ -52,11 +56,11 @@ def result(tokens, lengths, width):
     )  # fmt: skip
 
 
-def planner(played, **given):
-    policy = Policy(CostTable.linear((2, 4, 8), 8, constant=16.0), longest=7)
+def planner(played, head=0, **given):
+    policy = Policy(CostTable.linear((2, 4, 8), 8, constant=16.0), longest=7, head=head)
     statistics = Statistics((1, 2, 4, 8))
     requests = Requests(played, 7, 1000)
-    options = {"suffix": True, "head_tokens": 0, "statistics": statistics} | given
+    options = {"suffix": True, "statistics": statistics} | given
     return drafting.Drafting(requests, policy, **options), statistics
 
 
@@ -128,7 +132,7 @@ def test_steps_are_counted_in_order():
 
 
 def test_the_head_fills_in():
-    plan_of, _ = planner(Played(after=100), head_tokens=3)
+    plan_of, _ = planner(Played(after=100), head=3)
     plan = plan_of.plan(batch(Asked("a", [1], [5])))
     assert plan.width == 4
     assert plan.picked.sources.tolist() == [Source.HEAD]
@@ -138,7 +142,7 @@ def test_the_head_fills_in():
 
 def test_the_head_alone_asks_no_index():
     played = Played(after=0)
-    plan_of, _ = planner(played, suffix=False, head_tokens=3)
+    plan_of, _ = planner(played, suffix=False, head=3)
     assert plan_of.plan(batch(Asked("a", [1], [5]))).width == 4
     assert played.calls == []
 
@@ -146,17 +150,23 @@ def test_the_head_alone_asks_no_index():
 class Paced:
     """A pace that says what it is told to, and notes what it hears."""
 
-    def __init__(self, excess=(0.0, 0.0), pause=0):
-        self.told, self.rest, self.heard = excess, pause, []
+    def __init__(self, excess=(0.0, 0.0), pause=0, due=False):
+        self.told, self.rest, self.plain_due, self.heard, self.kinds = excess, pause, due, [], []
 
-    def excess(self, rows):
-        return self.told
+    def excess(self, now):
+        return Excess(self.told[0], self.told[1], self.told[1])
 
-    def pause(self, rows, seconds):
+    def pause(self, now, seconds):
         return self.rest
 
-    def observe(self, rows, seconds, cost, *, wide):
-        self.heard.append((rows, seconds, cost, wide))
+    def due(self, now):
+        return self.plain_due
+
+    def planned(self, now, kind):
+        self.kinds.append((now, kind))
+
+    def observe(self, then, kind, seconds, cost):
+        self.heard.append((then, kind, seconds, cost))
 
 
 class Clock:
@@ -217,13 +227,16 @@ def test_the_pace_hears_what_steps_took_above_the_table():
     plan_of.verified([0])
     plan_of.verified([2])
     table = CostTable.linear((2, 4, 8), 8, constant=16.0)
-    assert pace.heard == [(1, None, table.cost(1, 8), True), (1, 1.0, table.cost(1, 8), True)]
+    first, second = Circumstances(1), Circumstances(1, prefilled=True)
+    assert pace.kinds == [(first, Kind.WIDE), (second, Kind.WIDE)]
+    cost = table.cost(1, 8)
+    assert pace.heard == [(first, Kind.WIDE, None, cost), (second, Kind.WIDE, 1.0, cost)]
     assert statistics.total.seconds[2] == 1.0
 
 
 def test_the_heads_time_is_not_the_hosts():
     pace = Paced()
-    given = {"pace": pace, "mark": Clock(), "head_tokens": 3, "head_seconds": 0.25, "suffix": False}
+    given = {"pace": pace, "mark": Clock(), "head": 3, "head_seconds": 0.25, "suffix": False}
     plan_of, _ = planner(Played(after=100), **given)
     one = Asked("a", [1], [5])
     for _ in range(2):
@@ -232,4 +245,28 @@ def test_the_heads_time_is_not_the_hosts():
     for _ in range(2):
         plan_of.verified([0])
     table = CostTable.linear((2, 4, 8), 8, constant=16.0)
-    assert pace.heard[1] == (1, 1.0, 0.25 + table.cost(1, 4), True)
+    assert pace.heard[1] == (Circumstances(1), Kind.HEAD, 1.0, 0.25 + table.cost(1, 4))
+
+
+def test_who_is_alone_and_late_anyway_asks_once():
+    played = Played(after=1)
+    plan_of, _ = planner(played, alone=True)
+    one, step = Asked("a", [1], [5]), result([6, 8, 0, 0], [2], 4)
+    step.copy_done.over = True
+    plan_of.launched(batch(one), step, prefill=False)
+    assert plan_of.plan(batch(one)).width == 8
+    assert played.calls == [[6, 8]]
+
+
+def test_who_is_alone_and_early_asks_before_it_waits():
+    played = Played(after=1)
+    plan_of, _ = planner(played, alone=True)
+    one, step = Asked("a", [1], [5]), result([6, 8, 0, 0], [2], 4)
+    plan_of.launched(batch(one), step, prefill=False)
+    plan_of.plan(batch(one))
+    assert played.calls == [[], [6, 8]]
+
+
+def test_a_step_is_plain_when_that_has_to_be_seen():
+    plan_of, _ = planner(Played(after=1), pace=Paced(due=True))
+    assert plan_of.plan(batch(Asked("a", [1], [5]))).width == 1

@@ -129,3 +129,27 @@ print(registry.get_sample_value("sglang:arctic_spec_accepted_tokens_total", {"mo
         for _ in range(2)
     ]
     assert [float(one.stdout) for one in done] == [3.0, 6.0]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(list(Source)), st.integers(0, 9), st.integers(0, 9)), max_size=20),
+    st.sampled_from([2, 4, 8]),
+)
+def test_compiled_counting_is_the_twins(rows, width):
+    """The slow twin: a loop over requests."""
+    wanted = [[0, 0, 0] for _ in range(3)]
+    lengths = [length if source else 0 for source, length, _ in rows]
+    accepted = [min(true, length, width - 1) for length, (*_, true) in zip(lengths, rows, strict=True)]
+    for (source, *_), length, right in zip(rows, lengths, accepted, strict=True):
+        of = source if length else Source.NONE
+        wanted[0][of] += 1
+        wanted[1][of] += min(length, width - 1)
+        wanted[2][of] += right
+    statistics = Statistics((1, 2, 4, 8))
+    drafts = Picked(
+        np.array([source if length else 0 for (source, *_), length in zip(rows, lengths, strict=True)], np.int8),
+        np.array(lengths, np.int32), np.array(lengths, np.float32),
+    )  # fmt: skip
+    statistics.observe(drafts, width, np.array(accepted, np.int32))
+    total = statistics.total
+    assert [total.rows.tolist(), total.drafted.tolist(), total.accepted.tolist()] == wanted

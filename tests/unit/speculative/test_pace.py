@@ -3,121 +3,131 @@
 import numpy as np
 import pytest
 
-from speculative.pace import Pace
+from speculative.pace import Circumstances, Kind, Pace
 
 WAIT = 5e-4
 DEVICE = 1e-3  # seconds of a plain step by the cost table
 
 
-def watch(pace, seconds, *, rows=8, wide=False, steps=64):
+def observe(pace, rows, seconds, cost, *, wide=False, prefilled=False):
+    pace.observe(Circumstances(rows, prefilled), Kind(wide), seconds, cost)
+
+
+def watch(pace, seconds, *, rows=8, wide=False, steps=64, prefilled=False):
     for _ in range(steps):
-        pace.observe(rows, None if seconds is None else DEVICE + seconds, DEVICE, wide=wide)
+        took = None if seconds is None else DEVICE + seconds
+        observe(pace, rows, took, DEVICE, wide=wide, prefilled=prefilled)
+
+
+def excess(pace, rows):
+    """Of plain steps and of those with the index's drafts."""
+    return pace.excess(Circumstances(rows))[:2]
 
 
 def test_before_anything_is_known():
     pace = Pace(WAIT)
-    assert pace.excess(1) == (0.0, WAIT)
-    assert pace.excess(10**6) == (0.0, WAIT)
-    assert pace.pause(64, DEVICE) == 0
+    assert excess(pace, 1) == (0.0, WAIT)
+    assert excess(pace, 10**6) == (0.0, WAIT)
+    assert pace.pause(Circumstances(64), DEVICE) == 0
 
 
 def test_a_slow_host_is_seen_in_plain_steps_and_assumed_of_others():
     pace = Pace(WAIT)
     watch(pace, 2e-3)
-    assert pace.excess(8) == pytest.approx((2e-3, 2e-3 + WAIT))
+    assert excess(pace, 8) == pytest.approx((2e-3, 2e-3 + WAIT))
     # A step of 3 ms may lose 60 us to asking; eight requests are 80 us.
-    assert pace.pause(8, DEVICE) == 1
-    assert pace.pause(1, DEVICE) == 0
-    assert pace.pause(15, DEVICE) == 2
-    assert pace.pause(64, DEVICE) == 10  # nothing is known of so many, so they are taken to be like eight
+    assert pace.pause(Circumstances(8), DEVICE) == 1
+    assert pace.pause(Circumstances(1), DEVICE) == 0
+    assert pace.pause(Circumstances(15), DEVICE) == 2
+    assert pace.pause(Circumstances(64), DEVICE) == 10  # like eight, as nothing else is known
 
 
 def test_nothing_is_left_out_while_the_device_is_the_slower_one():
     pace = Pace(WAIT)
     watch(pace, 0.9 * DEVICE)
-    assert pace.pause(64, DEVICE) == 0
+    assert pace.pause(Circumstances(64), DEVICE) == 0
 
 
 def test_steps_with_drafts_are_apart():
     pace = Pace(WAIT)
     watch(pace, 0.7e-3, wide=True)
-    assert pace.excess(8) == pytest.approx((0.0, 0.7e-3))
+    assert excess(pace, 8) == pytest.approx((0.0, 0.7e-3))
 
 
 def test_octaves_are_apart_and_larger_ones_take_over_from_smaller_ones():
     pace = Pace(WAIT)
     watch(pace, 2e-3, rows=8)
-    assert pace.excess(7) == (0.0, WAIT)
-    assert pace.excess(200)[0] == pytest.approx(2e-3)
+    assert excess(pace, 7) == (0.0, WAIT)
+    assert excess(pace, 200)[0] == pytest.approx(2e-3)
     watch(pace, 1e-3, rows=200)
-    assert pace.excess(200)[0] == pytest.approx(1e-3)
-    assert pace.excess(15)[0] == pytest.approx(2e-3)
+    assert excess(pace, 200)[0] == pytest.approx(1e-3)
+    assert excess(pace, 15)[0] == pytest.approx(2e-3)
 
 
 def test_a_change_is_learnt():
     pace = Pace(WAIT)
     watch(pace, 1e-4)
     watch(pace, 2e-3, steps=128)
-    assert pace.excess(8)[0] == pytest.approx(2e-3, rel=0.01)
+    assert excess(pace, 8)[0] == pytest.approx(2e-3, rel=0.01)
 
 
 def test_one_long_step_moves_little():
     pace = Pace(WAIT, every=1)
     watch(pace, 2e-3)
-    pace.observe(8, 10.0, DEVICE, wide=False)  # the server was stopped in between
-    assert pace.excess(8)[0] < 3e-3
+    observe(pace, 8, 10.0, DEVICE, wide=False)  # the server was stopped in between
+    assert excess(pace, 8)[0] < 3e-3
 
 
 def test_less_than_nothing_is_nothing():
     pace = Pace(WAIT)
     watch(pace, -1e-3)
-    assert pace.excess(8) == (0.0, WAIT)
+    assert excess(pace, 8) == (0.0, WAIT)
 
 
 @pytest.mark.parametrize("seconds", [None, np.inf, -np.inf, np.nan])
 def test_a_step_that_was_not_measured_teaches_nothing(seconds):
     pace = Pace(WAIT, every=1)
     watch(pace, seconds)
-    assert pace.excess(8) == (0.0, WAIT)
+    assert excess(pace, 8) == (0.0, WAIT)
 
 
 def test_a_step_without_a_price_teaches_nothing():
     pace = Pace(WAIT, every=1)
     for _ in range(8):
-        pace.observe(8, 1.0, np.inf, wide=False)
-    assert pace.excess(8) == (0.0, WAIT)
+        observe(pace, 8, 1.0, np.inf, wide=False)
+    assert excess(pace, 8) == (0.0, WAIT)
 
 
 def test_a_guess_gets_its_unit_from_plain_steps():
     """Plain steps of 24 units take 30 ms; those of 48 take 45 instead of 60: 12 units less than guessed."""
     pace = Pace(WAIT, guessed=True, every=1)
-    assert pace.excess(8) == (0.0, 0.0)
-    pace.observe(8, 45e-3, 48, wide=True)  # nobody knows yet what that is
+    assert excess(pace, 8) == (0.0, 0.0)
+    observe(pace, 8, 45e-3, 48, wide=True)  # nobody knows yet what that is
     for _ in range(32):
-        pace.observe(8, 30e-3, 24, wide=False)
-    assert pace.excess(8) == (0.0, 0.0)
+        observe(pace, 8, 30e-3, 24, wide=False)
+    assert excess(pace, 8) == (0.0, 0.0)
     for _ in range(32):
-        pace.observe(8, 45e-3, 48, wide=True)
-    assert pace.excess(8) == pytest.approx((0.0, -12.0))
-    assert pace.excess(500) == pytest.approx((0.0, -12.0))
-    assert pace.excess(2) == (0.0, 0.0)
-    assert pace.pause(64, 24) == 0
+        observe(pace, 8, 45e-3, 48, wide=True)
+    assert excess(pace, 8) == pytest.approx((0.0, -12.0))
+    assert excess(pace, 500) == pytest.approx((0.0, -12.0))
+    assert excess(pace, 2) == (0.0, 0.0)
+    assert pace.pause(Circumstances(64), 24) == 0
 
 
 def test_a_guess_is_never_corrected_to_nothing():
     pace = Pace(WAIT, guessed=True, every=1)
     for seconds, wide in ((30e-3, False), (1e-9, True)):
         for _ in range(32):
-            pace.observe(8, seconds, 24, wide=wide)
-    assert pace.excess(8)[1] == pytest.approx(-18.0)
+            observe(pace, 8, seconds, 24, wide=wide)
+    assert excess(pace, 8)[1] == pytest.approx(-18.0)
 
 
 def test_a_few_samples_are_not_believed():
     pace = Pace(WAIT, every=1)
     watch(pace, 2e-3, steps=3)
-    assert pace.excess(8) == (0.0, WAIT)
+    assert excess(pace, 8) == (0.0, WAIT)
     watch(pace, 2e-3, steps=1)
-    assert pace.excess(8)[0] == pytest.approx(2e-3)
+    assert excess(pace, 8)[0] == pytest.approx(2e-3)
 
 
 def test_ranks_agree_at_the_same_steps():
@@ -133,9 +143,40 @@ def test_ranks_agree_at_the_same_steps():
     first, other = Pace(WAIT, every=8, agree=of_rank_0), Pace(WAIT, every=8, agree=of_another)
     for step in range(64):
         wide, measured = step % 3 == 0, step % 5 != 0
-        first.observe(8, 3e-3, DEVICE, wide=wide)
-        other.observe(
-            8, 9e-3 if measured else None, DEVICE, wide=wide
+        observe(first, 8, 3e-3, DEVICE, wide=wide)
+        observe(
+            other, 8, 9e-3 if measured else None, DEVICE, wide=wide
         )  # a slower processor, a lost measurement
     assert told == []
-    assert first.excess(8) == other.excess(8) != (0.0, WAIT)
+    assert excess(first, 8) == excess(other, 8) != (0.0, WAIT)
+
+
+def test_a_step_behind_a_prefill_is_another_matter():
+    pace = Pace(WAIT)
+    watch(pace, 2e-3)
+    behind = Circumstances(8, prefilled=True)
+    assert pace.excess(behind) == pace.excess(Circumstances(8))  # as long as nothing else is known
+    watch(pace, 1e-4, prefilled=True)
+    assert pace.excess(behind).plain == pytest.approx(1e-4)
+    assert pace.excess(Circumstances(8)).plain == pytest.approx(2e-3)
+
+
+def test_the_heads_steps_are_apart():
+    pace = Pace(WAIT)
+    watch(pace, 2e-3, wide=True)
+    assert pace.excess(Circumstances(8)).head == pytest.approx(2e-3)  # at least what any draft takes
+    watch(pace, 3e-3, wide=Kind.HEAD)
+    assert pace.excess(Circumstances(8)) == pytest.approx((0.0, 2e-3, 3e-3))
+
+
+@pytest.mark.parametrize("kind", [Kind.WIDE, Kind.HEAD])
+def test_a_plain_step_is_due_now_and_then(kind):
+    """Soon while nobody knows what one takes, seldom after that."""
+    pace, now, plain = Pace(WAIT), Circumstances(8), []
+    for step in range(600):
+        due = pace.due(now)
+        plain += [step] if due else []
+        pace.planned(now, Kind.PLAIN if due else kind)
+    assert plain == [8, 17, 26, 35, 164, 293, 422, 551]
+    assert not pace.due(Circumstances(1))
+    assert not pace.due(Circumstances(8, prefilled=True))
