@@ -36,6 +36,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "hybrid": ("arctic", {**HEAD, "enable_suffix_decoding": True}),
 }
 TOKENS = 64
+FUNCTIONS = 48  # asked for each request at once, at most
 
 
 def functions() -> list[str]:
@@ -85,7 +86,10 @@ def start(arm: str, args: argparse.Namespace) -> Piped | RuntimeError:
         plugins = "arctic"
     else:
         # The pool is bounded by its tokens: engines that start at the same time cannot go by what memory is free.
-        options = {"mem_fraction_static": 0.6, "max_total_tokens": 65536, **options}
+        # Engines that start side by side share the host, and large prefill graphs are most of a start.
+        options = {
+            "mem_fraction_static": 0.6, "max_total_tokens": 65536, "cuda_graph_max_bs_prefill": 1024, **options,
+        }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--serve", json.dumps(options)]
     try:
@@ -103,10 +107,11 @@ def measure(arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
         found[arm] = {"rows": {}, "options": list(ARMS[arm][1])}
         found[arm] |= {"error": str(engine)} if isinstance(engine, RuntimeError) else engine.about
     for together in args.together:
-        for turn in range(1 + args.repeats):
+        with ThreadPoolExecutor(len(arms)) as pool:  # the first requests compile kernels
+            pool.map(lambda arm: _ask(engines[arm], found[arm], together, 0, args), arms)
+        for turn in range(1, 1 + args.repeats):
             for arm, engine in engines.items():
-                if "error" not in found[arm]:
-                    _ask(engine, found[arm], together, turn, args)
+                _ask(engine, found[arm], together, turn, args)
     for arm, engine in engines.items():
         if isinstance(engine, Piped):
             engine.close()
@@ -116,11 +121,13 @@ def measure(arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ask(engine: Any, found: dict[str, Any], together: int, turn: int, args: argparse.Namespace) -> None:
+    if "error" in found:
+        return
     try:
         if turn == 0:
             engine.ask([len(functions()) - 2 * together, len(functions()), together])
             return
-        told = engine.ask([0, args.functions, together])
+        told = engine.ask([0, min(args.functions, FUNCTIONS * together), together])
     except RuntimeError as error:
         found["error"] = str(error)
         return
@@ -135,7 +142,7 @@ def main() -> int:
     options.add_argument("--serve", help=argparse.SUPPRESS)
     options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     options.add_argument("--together", nargs="+", type=int, default=[1, 8, 32], help="requests at once")
-    options.add_argument("--functions", type=int, default=200)
+    options.add_argument("--functions", type=int, default=200, help="of a pass; with one request at once 48")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--limit-s", type=float, default=600)
     options.add_argument("--name", default="speculation_acceptance")

@@ -33,8 +33,10 @@ LOGPROB = 0.15
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """All engines, side by side on one GPU, and what each of them said."""
+def answers(request, tmp_path_factory):
+    """The engines that the selected tests are about, side by side on one GPU, and what each of them said."""
+    calls = [item.callspec for item in request.session.items if item.path == request.path]
+    wanted = {call.params["name"] for call in calls} | {name for name in ENGINES if "plain" in name}
     folder = tmp_path_factory.mktemp("speculation")
     lines = (TINY / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[:64]
     prompts = folder / "prompts.json"
@@ -42,6 +44,8 @@ def answers(tmp_path_factory):
     child = Path(__file__).with_name("speculation_child.py")
     running = {}
     for name, options in ENGINES.items():
+        if name not in wanted:
+            continue
         options = {"model_path": str(TINY / "model"), **options}
         log = (folder / f"{name}.log").open("w")
         command = [
