@@ -108,7 +108,7 @@ def measure(arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
         found[arm] |= {"error": str(engine)} if isinstance(engine, RuntimeError) else engine.about
     for together in args.together:
         with ThreadPoolExecutor(len(arms)) as pool:  # the first requests compile kernels
-            pool.map(lambda arm: _ask(engines[arm], found[arm], together, 0, args), arms)
+            list(pool.map(lambda arm, level=together: _ask(engines[arm], found[arm], level, 0, args), arms))
         for turn in range(1, 1 + args.repeats):
             for arm, engine in engines.items():
                 _ask(engine, found[arm], together, turn, args)
