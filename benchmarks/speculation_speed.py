@@ -1,15 +1,15 @@
 """Claim: suffix decoding costs nothing where it finds nothing, and is many times faster where text repeats.
 
-Three engines of one model shape, one after the other on the same GPU: `none` is stock SGLang without speculation,
-`suffix` this plugin with `--speculative-algorithm SUFFIX`, `ngram` stock SGLang with its own NGRAM. Weights are
-dummies, token ids random, the radix cache is off, all else SGLang's defaults (NGRAM's too, but for as many running
-requests as the others have).
+Three engines of one model shape on the same GPU, started together and asked in turn: `none` is stock SGLang without
+speculation, `suffix` this plugin with `--speculative-algorithm SUFFIX`, `ngram` stock SGLang with its own NGRAM.
+Weights are dummies, token ids random, the radix cache is off, KV caches hold as many tokens as are needed, all else
+SGLang's defaults (NGRAM's too, but for as many running requests as the others have).
 
     python benchmarks/speculation_speed.py                              # Llama-3.1-8B's shape, one GPU
     python benchmarks/speculation_speed.py --shape toy --quick          # any machine, to see that it runs
 
 `fresh N`: milliseconds of each output token of N requests at once with temperature 1, whose random text offers
-nothing to draft: 257 tokens out less 1 token out, over 256.
+nothing to draft: 257 tokens out less 1 token out, over 256 (NGRAM, which takes up to ten times as long: a quarter).
 `repeated N`: the same for a second pass over the same 64 prompts at temperature 0, N at a time, 128 tokens out.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "suffix": ("arctic", {"speculative_algorithm": "SUFFIX"}),
     "ngram": ("none", {"speculative_algorithm": "NGRAM", "max_running_requests": 256}),
 }
+# KV caches are bounded by tokens: engines that start at the same time cannot go by what memory is free.
+MEMORY = {"mem_fraction_static": 0.9, "max_total_tokens": 131072}
 PROMPTS = 64
 BARS = {"fresh": 1.01, "repeated 1": 1 / 4, "repeated 16": 1 / 1.5}
 
@@ -62,34 +65,45 @@ def repeated(child: Child, requests: int, tokens: int, prompts: int, passes: int
     return summary
 
 
-def run_arm(arm: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One engine's life."""
+def start(arm: str, args: argparse.Namespace, folder: Path) -> Child | RuntimeError:
+    """An arm's engine, or why there is none."""
     plugins, options = ARMS[arm]
     if common.hardware().startswith("CPU"):
         plugins = "arctic"
-    options = {**options, **dict(args.engine_option)}
+    else:
+        options = {**MEMORY, **options}
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"{args.name}.{arm}.log"
-    print(f"{arm}: starting", flush=True)
-    child = Child(folder, options, plugins, log, args.limit_s)
-    found: dict[str, Any] = {**child.about, "options": options, "workloads": {}}
-    rows = found["workloads"]
-    print(f"  started in {found['startup_seconds']:.0f} s", flush=True)
     try:
-        for requests in args.fresh:
-            rows[f"fresh {requests}"] = fresh(child, requests, args.tokens, args.repeats)
-            print(f"  fresh {requests}: {rows[f'fresh {requests}']['median']:.3f} ms/token", flush=True)
-        for requests in args.repeated:
-            prompts = max(requests, args.prompts if arm != "none" else args.prompts // 4)
-            row = repeated(child, requests, args.tokens // 2, prompts, args.passes)
-            rows[f"repeated {requests}"] = row
-            print(
-                f"  repeated {requests}: {row['median']:.3f} ms/token, {row['accept_length']} a step",
-                flush=True,
-            )
-    finally:
-        child.close()
-    return found
+        return Child(folder, {**options, **dict(args.engine_option)}, plugins, log, args.limit_s)
+    except RuntimeError as error:
+        return error
+
+
+def measure(arm: str, child: Child, workload: str, requests: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One figure of an arm."""
+    if workload == "fresh":
+        tokens = args.tokens // 4 + 1 if arm == "ngram" else args.tokens
+        return fresh(child, requests, tokens, args.repeats)
+    prompts = max(requests, args.prompts if arm != "none" else args.prompts // 4)
+    return repeated(child, requests, args.tokens // 2, prompts, args.passes)
+
+
+def run(engines: dict[str, Any], arms: dict[str, Any], args: argparse.Namespace) -> None:
+    """Every workload, the arms in turn; an arm that fails has an "error" and is left out from then on."""
+    workloads = [("fresh", n) for n in args.fresh] + [("repeated", n) for n in args.repeated]
+    for workload, requests in workloads:
+        for arm, child in engines.items():
+            if "error" in arms[arm]:
+                continue
+            try:
+                row = measure(arm, child, workload, requests, args)
+            except RuntimeError as error:
+                arms[arm]["error"] = str(error)
+                continue
+            arms[arm]["workloads"][f"{workload} {requests}"] = row
+            more = f", {row['accept_length']} a step" if workload == "repeated" else ""
+            print(f"{workload} {requests}, {arm}: {row['median']:.3f} ms/token{more}", flush=True)
 
 
 def compare(arms: dict[str, Any]) -> dict[str, Any]:
@@ -135,30 +149,34 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs the arms, writes the JSON after each, prints the table."""
+    """Runs the arms, writes the JSON, prints the table."""
     args = parse()
     config = dict(MODELS[args.shape].config)
     if args.layers:
         config["num_hidden_layers"] = args.layers
     content: dict[str, Any] = {"shape": args.shape, "layers": config["num_hidden_layers"], "weights": "dummy"}
-    content |= {"table": {}, "arms": {}}
-    failed = False
+    arms: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        for arm in args.arms:
-            try:
-                content["arms"][arm] = run_arm(arm, args, Path(folder))
-            except RuntimeError as error:
-                failed = True
-                content["arms"][arm] = {"error": str(error).splitlines()[-1], "workloads": {}}
-                print(f"{arm} failed: {error}", file=sys.stderr, flush=True)
-            content["table"] = compare(content["arms"])
-            whole = {**common.header(args.commit), **content}
-            (args.out / f"{args.name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+        with ThreadPoolExecutor(len(args.arms)) as pool:
+            started = pool.map(lambda arm: start(arm, args, Path(folder)), args.arms)
+            engines = dict(zip(args.arms, started, strict=True))
+        for arm, child in engines.items():
+            failed = isinstance(child, RuntimeError)
+            arms[arm] = {"error": str(child)} if failed else dict(child.about)
+            arms[arm] |= {"options": ARMS[arm][1] | dict(args.engine_option), "workloads": {}}
+        run(engines, arms, args)
+        for child in engines.values():
+            if isinstance(child, Child):
+                child.close()
+    content |= {"table": compare(arms), "arms": arms}
     common.write(args.name, content, args.out, args.commit)
     for name, row in content["table"].items():
         print(name, row)
-    return 1 if failed else 0
+    errors = {arm: found["error"] for arm, found in arms.items() if "error" in found}
+    for arm, error in errors.items():
+        print(f"{arm} failed: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

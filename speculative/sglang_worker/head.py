@@ -67,21 +67,13 @@ class Head:
         )
         return min(times.values()) / 1e3 if times else 0.0
 
-    def fill(self, drafted: torch.Tensor, rows: torch.Tensor, relay: Any) -> torch.Tensor:
-        """Puts the head's drafts where they are wanted.
+    def draft(self, relay: Any) -> torch.Tensor:
+        """Drafts for every request: int64 [requests, tokens].
 
         Args:
-            drafted: int64 [requests, width - 1], the suffix index's drafts.
-            rows: bool [requests], where the head's draft goes.
             relay: the last tokens and their hidden states.
-
-        Returns:
-            int64 [requests, width - 1].
         """
-        own = self._drafter.draft(relay.hidden_states, relay.bonus_tokens, self.tokens)
-        count = min(self.tokens, drafted.shape[1])
-        front = torch.where(rows[:, None], own[:, :count], drafted[:, :count])
-        return torch.cat([front, drafted[:, count:]], dim=1)
+        return self._drafter.draft(relay.hidden_states, relay.bonus_tokens, self.tokens)
 
 
 def _check(config: Any, model: Any, settings: SpeculationSettings) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from arctic_sglang.compat import vendor
-from speculative.acceptance import accept, rows_of
+from speculative.chain import Drafted, Places, accept, chain
 from speculative.sglang_worker.relay import Relay, known_lengths
 
 Barrier = Callable[[], None] | None
@@ -36,7 +36,10 @@ def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
     runner, seq_lens = worker.model_runner, batch.seq_lens
     batch.spec_info = None
     batch.input_ids = relay.bonus_tokens.to(torch.int64)
-    batch.out_cache_loc = _slots(runner, batch.req_pool_indices, seq_lens)
+    # SGLang has reserved the slots.
+    batch.out_cache_loc = runner.req_to_token_pool.req_to_token[batch.req_pool_indices, seq_lens].to(
+        torch.int64
+    )
     batch.seq_lens = seq_lens + 1
     if batch.seq_lens_cpu is not None:
         batch.seq_lens_cpu = batch.seq_lens_cpu + 1
@@ -54,29 +57,24 @@ def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
     return _result(out, forward_batch, tokens, lengths, after, 1, Relay(tokens, hidden))
 
 
-def verify(
-    batch: Any, worker: Any, tokens: torch.Tensor, limits: torch.Tensor, hidden: bool, barrier: Barrier
-) -> Any:
+def verify(batch: Any, worker: Any, drafted: Drafted, hidden: bool, barrier: Barrier) -> Any:
     """Checks a draft for every request in one forward.
 
     Args:
-        batch: SGLang's `ScheduleBatch`, isolated.
+        batch: SGLang's `ScheduleBatch`, isolated, with what the step before left as its `spec_info`.
         worker: SGLang's worker of the model; its runner has the attention backend and graphs of this width.
-        tokens: int64 [rows, width], the last accepted token, then the draft, then padding.
-        limits: integer [rows], tokens of the draft that may be accepted.
+        drafted: the drafts.
         hidden: whether the hidden states of the last tokens are wanted.
         barrier: as in `decode`.
 
     Returns:
         SGLang's `GenerationBatchResult`.
     """
-    runner, seq_lens = worker.model_runner, batch.seq_lens
-    rows, width = tokens.shape
-    positions = seq_lens[:, None] + torch.arange(width, device=seq_lens.device)
-    batch.input_ids = tokens.flatten()
-    batch.out_cache_loc = _slots(runner, batch.req_pool_indices[:, None], positions).flatten()
-    # Rows behind a draft's end may lie behind the model's last position; nobody reads them.
-    positions = positions.clamp_(max=runner.model_config.context_len - 1).flatten()
+    runner, seq_lens, width = worker.model_runner, batch.seq_lens, drafted.width
+    last = runner.model_config.context_len - 1
+    places = Places(seq_lens, batch.req_pool_indices, runner.req_to_token_pool.req_to_token, last)
+    tokens, slots, positions = chain(batch.spec_info.bonus_tokens, drafted, places)
+    batch.input_ids, batch.out_cache_loc, positions = tokens.flatten(), slots.flatten(), positions.flatten()
     forward_batch = _forward_batch(batch, runner, positions, width, hidden)
     tree = vendor.GrammarTree.from_linear_chain(tokens) if batch.has_grammar else None
     out = worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
@@ -90,16 +88,15 @@ def verify(
             device=tokens.device,
             barrier=barrier,
         )
-    sampled = _sample(runner, logits, batch, positions, width, mask).view(rows, width)
-    accepted = accept(sampled, tokens, limits)
+    sampled = _sample(runner, logits, batch, positions, width, mask)
+    accepted = accept(sampled.view(-1, width), tokens, drafted.packed, seq_lens)
     if batch.return_logprob:
-        index = torch.arange(rows * width, device=tokens.device).view(rows, width)
-        vendor.compute_spec_v2_logprobs(batch, logits, sampled.flatten(), index, width - 1)
-    states = logits.hidden_states[rows_of(accepted.lengths, width)] if hidden else None
+        index = torch.arange(tokens.numel(), device=tokens.device).view(-1, width)
+        vendor.compute_spec_v2_logprobs(batch, logits, sampled, index, width - 1)
+    states = logits.hidden_states[accepted.rows] if hidden else None
     return _result(
-        out, forward_batch, sampled.flatten(), accepted.lengths,
-        known_lengths(seq_lens + accepted.lengths, batch.req_pool_indices_cpu, None), width,
-        Relay(accepted.last, states),
+        out, forward_batch, sampled, accepted.lengths,
+        known_lengths(accepted.cached, batch.req_pool_indices_cpu, None), width, Relay(accepted.last, states),
     )  # fmt: skip
 
 
@@ -109,11 +106,6 @@ def prefill(batch: Any, worker: Any) -> Any:
     out.new_seq_lens = known_lengths(batch.seq_lens, batch.req_pool_indices_cpu, batch.seq_lens_cpu)
     out.next_draft_input = Relay(out.next_token_ids, out.logits_output.hidden_states)
     return out
-
-
-def _slots(runner: Any, requests: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """KV slots int64 of positions integer, in the positions' shape; SGLang has reserved them."""
-    return runner.req_to_token_pool.req_to_token[requests, positions].to(torch.int64)
 
 
 def _forward_batch(batch: Any, runner: Any, positions: torch.Tensor, width: int, hidden: bool) -> Any:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from arctic_sglang import env
 from arctic_sglang.compat import vendor
+from speculative import chain
+from speculative.chain import Drafted
 from speculative.cost import CostTable
 from speculative.metrics import Collectors, Statistics
-from speculative.pace import Pace
+from speculative.pace import Kind, Pace
 from speculative.policy import Policy
 from speculative.requests import Requests
 from speculative.settings import SpeculationSettings
@@ -87,6 +89,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         table = self._cost_table(measured)
         rows = runner.max_running_requests
         self._staging = Staging(rows, settings.width, self.device)
+        self._warm()
         head_seconds = self._head.prepare(rows) if self._head is not None else 0.0
         self._statistics = Statistics(self._widths.available, log=self._log(), collectors=self._collectors())
         requests = Requests(self._proposer, settings.width - 1, runner.model_config.context_len)
@@ -165,21 +168,21 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         if plan.width == 1:
             result = verify.decode(batch, self._target_worker, relay, barrier)
         else:
-            tokens, limits = self._drafts(plan, relay)
-            hidden = self._head is not None
+            drafted = self._drafted(plan, relay)
             with self._widths.use(plan.width):
-                result = verify.verify(batch, self._target_worker, tokens, limits, hidden, barrier)
+                result = verify.verify(batch, self._target_worker, drafted, self._head is not None, barrier)
         # On the host already. SGLang else counts every step as one of the widest drafts.
         result.cap_lens = torch.from_numpy(1 + np.minimum(plan.picked.lengths, plan.width - 1))
         return result
 
-    def _drafts(self, plan: Plan, relay: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the step verifies, int64 [rows, width], and how much of each draft may be accepted."""
-        staged = self._staging.put(plan)
-        drafted = staged.tokens
-        if self._head is not None and staged.from_head is not None:
-            drafted = self._head.fill(drafted, staged.from_head, relay)
-        return torch.cat([relay.bonus_tokens.to(torch.int64)[:, None], drafted], dim=1), staged.limits
+    def _drafted(self, plan: Plan, relay: Any) -> Drafted:
+        heads = self._head is not None and plan.kind is Kind.HEAD
+        packed = self._staging.put(plan)  # under way while the head drafts
+        return Drafted(packed, self._head.draft(relay) if heads and self._head is not None else None)
+
+    def _warm(self) -> None:
+        head, table = self._head is not None, self._runner.req_to_token_pool.req_to_token
+        chain.warm(table, self._settings.width, head=head, sampled=(torch.int64, torch.int32))
 
     def _log(self) -> Callable[[str], None] | None:
         return logger.info if self._rank == 0 else None

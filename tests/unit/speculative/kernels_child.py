@@ -8,6 +8,7 @@ import itertools
 
 import torch
 
+from speculative import chain
 from speculative.speculators import gates, products, screen
 from speculative.speculators.products import FLOAT8, Weight
 from speculative.speculators.tiling import Tiling
@@ -69,8 +70,33 @@ def test_gates(batch: int, width: int, dtype: torch.dtype, *, own_embeddings: bo
     torch.testing.assert_close(*scaled, rtol=rounding, atol=rounding)
 
 
+def test_chains(rows: int, width: int, *, head: int, dtype: torch.dtype) -> None:
+    """What is shown and what is accepted are the twins'."""
+    table = torch.randint(10**6, (rows + 3, 200), dtype=torch.int32)
+    lengths = torch.randint(100, (rows,))
+    places = chain.Places(lengths, torch.randperm(rows + 3)[:rows], table, 60)
+    packed = torch.randint(3, (rows, width + 1))
+    packed[:, chain.LIMIT] = torch.randint(width, (rows,))
+    packed[:, chain.FROM_HEAD] = torch.randint(2, (rows,))
+    own = torch.randint(3, (head + 2, rows))[:head].T if head else None
+    bonus, drafted = torch.randint(3, (rows,)).to(dtype), chain.Drafted(packed, own)
+    shown = chain.chain_kernel(bonus, drafted, places)
+    for ours, twins in zip(shown, chain.chain_twin(bonus, drafted, places), strict=True):
+        assert torch.equal(ours, twins)
+        assert ours.dtype == twins.dtype
+    sampled = torch.randint(3, (rows, width)).to(dtype)
+    sampled[::2, :-1] = shown.tokens[::2, 1:].to(dtype)  # some whole drafts are accepted
+    arguments = sampled, shown.tokens, packed, lengths
+    for ours, twins in zip(chain.accept_kernel(*arguments), chain.accept_twin(*arguments), strict=True):
+        assert torch.equal(ours, twins)
+        assert ours.dtype == twins.dtype
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
+    for rows, width, head in ((1, 2, 0), (5, 4, 3), (3, 8, 3), (4, 33, 2), (2, 3, 5), (7, 32, 0)):
+        test_chains(rows, width, head=head, dtype=torch.int64)
+        test_chains(rows, width, head=head, dtype=torch.int32)
     for float8 in (False, True):
         test_products(3, 131, 64, float8=float8, tiling=Tiling(64, 32, 4, 2))
         test_products(17, 100, 72, float8=float8, tiling=Tiling(64, 32, 4, 2))

@@ -1,4 +1,4 @@
-"""The kernels of draft heads without a GPU: run by Triton's interpreter, and compiled for a GPU but not run."""
+"""The kernels of drafting without a GPU: run by Triton's interpreter, and compiled for a GPU but not run."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from speculative import chain
 from speculative.speculators import gates, products, screen
 from speculative.speculators.products import TILINGS, Weight, product_kernel
 
@@ -89,3 +90,17 @@ def test_the_gates_compile():
     types |= {"new_cell": "*fp32", "token_stride": "i32", "emb_scale": "fp32", "eps": "fp32"}
     constants = {"WIDTH": 6144, "EMB_STEP": 6144, "EMB_WIDTH": 24576, "HAS_CELL": True, "BLOCK": 8192}
     assert compiled(gates._lstm_cell, types, constants, num_warps=16).metadata.shared <= 48 * 1024
+
+
+def test_the_ends_of_a_verify_step_compile():
+    types = dict.fromkeys(chain._chain.arg_names, "*i64") | {"bonus": "*i32", "table": "*i32"}
+    types |= dict.fromkeys(
+        ("tokens_out", "head_stride", "head_step", "table_stride", "last", "count", "width"), "i32"
+    )
+    compiled(chain._chain, types, {"BLOCK": 32})
+    types = dict.fromkeys(chain._accept.arg_names, "*i64") | {
+        "sampled": "*i32",
+        "last": "*i32",
+        "lengths": "*i32",
+    }
+    compiled(chain._accept, types | {"rows": "i32", "width": "i32"}, {"BLOCK": 32})
