@@ -270,3 +270,62 @@ def test_who_is_alone_and_early_asks_before_it_waits():
 def test_a_step_is_plain_when_that_has_to_be_seen():
     plan_of, _ = planner(Played(after=1), pace=Paced(due=True))
     assert plan_of.plan(batch(Asked("a", [1], [5]))).width == 1
+
+
+def test_who_has_to_plan_like_others_asks_twice_whatever_the_device_has_done():
+    played = Played(after=1)
+    plan_of, _ = planner(played)
+    one, step = Asked("a", [1], [5]), result([6, 8, 0, 0], [2], 4)
+    step.copy_done.over = True
+    plan_of.launched(batch(one), step, prefill=False)
+    plan_of.plan(batch(one))
+    assert played.calls == [[], [6, 8]]
+
+
+class Fading(Played):
+    """Drafts four tokens at first, then one."""
+
+    def step(self, slots, tokens, offsets, limits):
+        drafts = super().step(slots, tokens, offsets, limits)
+        if len(self.calls) > 1:
+            drafts.lengths[:], drafts.scores[:] = 1, 1.0
+        return drafts
+
+
+def test_once_the_wait_is_over_a_plain_step_is_as_late_as_any():
+    """A draft of one would not be worth waiting for; it is worth checking."""
+    plan_of, _ = planner(Fading(after=1), pace=Paced((0.0, 20.0)))
+    one = Asked("a", [1], [5])
+    plan_of.launched(batch(one), result([6], [1], 1), prefill=False)
+    assert plan_of.plan(batch(one)).width == 2
+    alone, _ = planner(Fading(after=1), pace=Paced((0.0, 20.0)), alone=True)
+    assert alone.plan(batch(Asked("b", [1], [5]))).width == 8  # four, and nothing to wait for
+
+
+def test_the_heads_time_counts_against_it():
+    one = Asked("a", [1], [5])
+    for seconds, width in ((0.1, 4), (1000.0, 1)):
+        plan_of, _ = planner(Played(after=100), head=3, head_seconds=seconds)
+        assert plan_of.plan(batch(one)).width == width
+
+
+class Pairs(Played):
+    """Drafts for the first of two requests."""
+
+    def step(self, slots, tokens, offsets, limits):
+        one = super().step(slots, tokens, offsets, limits)
+        both = Drafts(np.zeros((2, 4), np.int32), np.zeros(2, np.int32), np.zeros(2, np.float32))
+        both.tokens[0], both.lengths[0], both.scores[0] = one.tokens[0], one.lengths[0], one.scores[0]
+        return both
+
+
+def test_the_heads_room_is_what_the_newest_tokens_leave():
+    plan_of, _ = planner(Pairs(after=1), head=3)
+    one, ending = Asked("a", [1], [5]), Asked("b", [1], [5] * 98)  # of 100
+    both = SimpleNamespace(
+        reqs=[one, ending], sampling_info=SimpleNamespace(has_custom_logit_processor=False)
+    )
+    plan_of.launched(both, result([6, 7], [1, 1], 1), prefill=False)
+    plan = plan_of.plan(both)
+    assert plan.picked.sources.tolist() == [Source.SUFFIX, Source.NONE]
+    assert plan.picked.lengths.tolist() == [4, 0]

@@ -289,6 +289,10 @@ def test_by_observation_the_better_source_is_taken():
     assert policy.pick(drafts, rooms(1)).sources.tolist() == [Source.SUFFIX]
 
 
+def test_of_equal_promises_the_indexs_is_taken_as_it_costs_nothing():
+    assert Policy(TABLE, head=3).pick(suffix([3], [3.0]), rooms(1)).sources.tolist() == [Source.SUFFIX]
+
+
 def test_the_head_drafts_no_further_than_there_is_room():
     both = Policy(TABLE, head=3).pick(suffix([0, 0, 0, 1], [0, 0, 0, 0.1]), np.array([5, 2, 0, 0], np.int32))
     assert both.sources.tolist() == [Source.HEAD, Source.HEAD, Source.NONE, Source.SUFFIX]
