@@ -75,7 +75,8 @@ def serve(options: dict[str, Any], channel: TextIO) -> None:
         tokens = sum(info["completion_tokens"] for info in infos)
         # The first token of an answer is the prefill's.
         told = {"tokens_per_second": tokens / seconds, "tokens_per_step": (tokens - len(infos)) / steps}
-        print(json.dumps(told), file=channel, flush=True)
+        texts = [answer["text"] for answer in answers]
+        print(json.dumps({"figures": told, "texts": texts}), file=channel, flush=True)
     engine.shutdown()
 
 
@@ -104,7 +105,7 @@ def measure(arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
         engines = dict(zip(arms, pool.map(start, arms, [args] * len(arms)), strict=True))
     found: dict[str, Any] = {}
     for arm, engine in engines.items():
-        found[arm] = {"rows": {}, "options": list(ARMS[arm][1])}
+        found[arm] = {"rows": {}, "texts": {}, "options": list(ARMS[arm][1])}
         found[arm] |= {"error": str(engine)} if isinstance(engine, RuntimeError) else engine.about
     for together in args.together:
         with ThreadPoolExecutor(len(arms)) as pool:  # the first requests compile kernels
@@ -127,13 +128,26 @@ def _ask(engine: Any, found: dict[str, Any], together: int, turn: int, args: arg
         if turn == 0:
             engine.ask([len(functions()) - 2 * together, len(functions()), together])
             return
-        told = engine.ask([0, min(args.functions, FUNCTIONS * together), together])
+        answer = engine.ask([0, min(args.functions, FUNCTIONS * together), together])
     except RuntimeError as error:
         found["error"] = str(error)
         return
-    row = found["rows"].setdefault(str(together), {name: [] for name in told})
-    for name, value in told.items():
+    found["texts"][str(together)] = answer["texts"]
+    row = found["rows"].setdefault(str(together), {name: [] for name in answer["figures"]})
+    for name, value in answer["figures"].items():
         row[name].append(value)
+
+
+def same(arms: dict[str, Any]) -> None:
+    """Replaces the texts of each arm by the share of them that no speculation says too; rounding may part a few."""
+    said = {arm: found.pop("texts") for arm, found in arms.items()}
+    plain = said.get("none", {})
+    for arm, found in arms.items():
+        found["same_as_none"] = {
+            at: round(sum(a == b for a, b in zip(texts, plain[at], strict=True)) / len(texts), 4)
+            for at, texts in said[arm].items()
+            if at in plain
+        }
 
 
 def main() -> int:
@@ -154,12 +168,14 @@ def main() -> int:
     arms: dict[str, Any] = {}
     for group in groups:
         arms |= measure(group, args)
+    same(arms)
     content = {"functions": args.functions, "tokens_out": TOKENS, "arms": arms}
     common.write(args.name, content, args.out, args.commit)
     for arm, found in arms.items():
         for together, row in found["rows"].items():
             medians = {name: round(values["median"], 3) for name, values in row.items()}
             print(arm, together, medians)
+        print(arm, "says the same as none:", found["same_as_none"])
         if "error" in found:
             print(f"{arm} failed: {found['error']}", file=sys.stderr)
     return 1 if any("error" in found for found in arms.values()) else 0
