@@ -5,6 +5,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 LOG_EVERY = 10
+_PROGRESS = ("step", "tokens", "seconds", "curve", "measured")
 
 
 class Interrupted(Exception):
@@ -74,16 +76,23 @@ class Loop(ABC):
         step: steps that are done.
         total: steps of the run.
         seconds: that they took.
+        tokens: that were trained on.
+        curve: a point every so many steps.
+        measured: what held-out rows said.
     """
 
     total: int
+    _sums: torch.Tensor  # of this process, since the last point of the curve
 
     def __init__(self, settings: Any, accelerator: Accelerator, name: str) -> None:
         self._settings = settings
         self._accelerator = accelerator
         self._name = name
         self.step = 0
+        self.tokens = 0
         self.seconds = 0.0
+        self.curve: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = []
 
     @property
     def done(self) -> bool:
@@ -119,6 +128,47 @@ class Loop(ABC):
                     raise Interrupted(signum, self.step)
                 if settings.save_every and self.step % settings.save_every == 0 and not self.done:
                     self.save()
+
+    def _write(self, path: Path, fingerprint: str, parts: dict[str, Any]) -> None:
+        """Writes where the run is, so that there is always a whole file.
+
+        Args:
+            path: of the file.
+            fingerprint: of what is trained on.
+            parts: weights and the optimiser's state.
+        """
+        if self._accelerator.is_main_process:
+            content = {
+                "settings": self._settings.to_dict(), "processes": self._accelerator.num_processes,
+                "fingerprint": fingerprint, **{name: getattr(self, name) for name in _PROGRESS},
+                "sums": self._sums.cpu(), **parts,
+            }  # fmt: skip
+            partial = path.with_name(f".{path.name}")
+            torch.save(content, partial)
+            partial.replace(path)
+        self._accelerator.wait_for_everyone()
+
+    def _read(self, path: Path, fingerprint: str, rows: str, refused: type[Exception]) -> dict[str, Any]:
+        """Goes to where `_write` was called; what it wrote, the parts among it.
+
+        Args:
+            path: of the file.
+            fingerprint: of what is trained on.
+            rows: what that is called.
+            refused: raised if what was written is of another run.
+        """
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        self._settings.check_same(found["settings"])
+        if found["processes"] != self._accelerator.num_processes:
+            msg = f"the run was begun with {found['processes']} processes and is resumed with"
+            raise refused(f"{msg} {self._accelerator.num_processes}")
+        if found["fingerprint"] != fingerprint:
+            raise refused(f"{rows} are not those that the run was begun with")
+        for name in _PROGRESS:
+            setattr(self, name, found[name])
+        if self._accelerator.is_main_process:
+            self._sums.copy_(found["sums"])
+        return found
 
     @abstractmethod
     def save(self) -> None:

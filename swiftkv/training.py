@@ -62,9 +62,6 @@ class Trainer(Loop):
         )
         self._module, self._optimiser = accelerator.prepare(module, optimiser)
         self._module.train()
-        self.tokens = 0
-        self.curve: list[dict[str, float]] = []
-        self.measured: list[dict[str, float]] = []
         self._sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
         self._window = (0, 0.0)  # tokens and seconds when the last point of the curve was made
 
@@ -160,17 +157,8 @@ class Trainer(Loop):
     def save(self) -> None:
         """Writes what `restore` needs, so that there is always a whole one."""
         model, optimiser = self._state()
-        if self._accelerator.is_main_process:
-            content = {
-                "settings": self._settings.to_dict(), "processes": self._accelerator.num_processes,
-                "fingerprint": self._train.fingerprint, "step": self.step, "tokens": self.tokens,
-                "seconds": self.seconds, "curve": self.curve, "measured": self.measured,
-                "sums": self._sums.cpu(), "model": model, "optimiser": optimiser,
-            }  # fmt: skip
-            partial = self._settings.work / f".{STATE}"
-            torch.save(content, partial)
-            partial.replace(self._settings.work / STATE)
-        self._accelerator.wait_for_everyone()
+        parts = {"model": model, "optimiser": optimiser}
+        self._write(self._settings.work / STATE, self._train.fingerprint, parts)
 
     def restore(self) -> None:
         """Goes back to where `save` was called.
@@ -181,23 +169,14 @@ class Trainer(Loop):
         path = self._settings.work / STATE
         if not path.is_file():
             raise SwiftKVError(f"there is nothing to resume in {self._settings.work}")
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        self._settings.check_same(found["settings"])
-        if found["processes"] != self._accelerator.num_processes:
-            msg = f"the run was begun with {found['processes']} processes and is resumed with"
-            raise SwiftKVError(f"{msg} {self._accelerator.num_processes}")
-        if found["fingerprint"] != self._train.fingerprint:
-            raise SwiftKVError(f"the rows of {self._settings.data} are not those that the run was begun with")
+        rows = f"the rows of {self._settings.data}"
+        found = self._read(path, self._train.fingerprint, rows, SwiftKVError)
         options = sharded.StateDictOptions(full_state_dict=True, strict=False)
         inner = getattr(self._optimiser, "optimizer", self._optimiser)
         sharded.set_state_dict(
             self._module, inner, model_state_dict=found["model"], optim_state_dict=found["optimiser"],
             options=options,
         )  # fmt: skip
-        self.step, self.tokens, self.seconds = found["step"], found["tokens"], found["seconds"]
-        self.curve, self.measured = found["curve"], found["measured"]
-        if self._accelerator.is_main_process:
-            self._sums.copy_(found["sums"])
         self._window = (self.tokens, self.seconds)
 
     def finish(self) -> Path:

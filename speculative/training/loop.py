@@ -58,9 +58,6 @@ class Trainer(Loop):
         self.total = min(len(self._order), settings.max_steps or len(self._order))
         optimiser = torch.optim.AdamW(_groups(objective, settings.weight_decay), lr=settings.learning_rate)
         self._module, self._optimiser = accelerator.prepare(objective, optimiser)
-        self.tokens = 0
-        self.curve: list[dict[str, Any]] = []
-        self.measured: list[dict[str, Any]] = []
         # of each draft step: cross-entropies, right ones, and how many there were
         self._sums = torch.zeros(3, self._steps, dtype=torch.float64, device=accelerator.device)
 
@@ -139,18 +136,8 @@ class Trainer(Loop):
 
     def save(self) -> None:
         """Writes what `restore` needs, so that there is always a whole one."""
-        if self._accelerator.is_main_process:
-            content = {
-                "settings": self._settings.to_dict(), "processes": self._accelerator.num_processes,
-                "fingerprint": self._table.fingerprint, "step": self.step, "tokens": self.tokens,
-                "seconds": self.seconds, "curve": self.curve, "measured": self.measured,
-                "sums": self._sums.cpu(), "speculator": self._speculator.state_dict(),
-                "optimiser": self._optimiser.state_dict(),
-            }  # fmt: skip
-            partial = self._settings.work / f".{STATE}"
-            torch.save(content, partial)
-            partial.replace(self._settings.work / STATE)
-        self._accelerator.wait_for_everyone()
+        parts = {"speculator": self._speculator.state_dict(), "optimiser": self._optimiser.state_dict()}
+        self._write(self._settings.work / STATE, self._table.fingerprint, parts)
 
     def restore(self) -> None:
         """Goes back to where `save` was called.
@@ -158,19 +145,11 @@ class Trainer(Loop):
         Raises:
             SwiftKVError, TrainingError: what was saved is of another run.
         """
-        found = torch.load(self._settings.work / STATE, map_location="cpu", weights_only=True)
-        self._settings.check_same(found["settings"])
-        if found["processes"] != self._accelerator.num_processes:
-            msg = f"the run was begun with {found['processes']} processes and is resumed with"
-            raise TrainingError(f"{msg} {self._accelerator.num_processes}")
-        if found["fingerprint"] != self._table.fingerprint:
-            raise TrainingError("the generations are not those that the run was begun with")
+        found = self._read(
+            self._settings.work / STATE, self._table.fingerprint, "the generations", TrainingError
+        )
         self._speculator.load_state_dict(found["speculator"])
         self._optimiser.load_state_dict(found["optimiser"])
-        self.step, self.tokens, self.seconds = found["step"], found["tokens"], found["seconds"]
-        self.curve, self.measured = found["curve"], found["measured"]
-        if self._accelerator.is_main_process:
-            self._sums.copy_(found["sums"])
 
     def finish(self) -> Path:
         """Writes the head's folder in Snowflake's format, with a report and how it did on held-out generations."""
