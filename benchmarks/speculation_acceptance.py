@@ -10,8 +10,8 @@ started first and then asked in turn; on a CPU there is one at a time.
 
 Each row is `--functions` functions, N at a time (the next one is asked when one is answered; 48 of them with N = 1),
 `--repeats` times after one pass that is not counted with other functions; tokens a step and output tokens a second,
-prefill included, and how many texts are those of `none`. Responses of a pass are forgotten before the next (flush_cache), so the index knows only what was said in the same
-pass.
+prefill included, and how many texts are those of `none`. Responses of a pass are forgotten before the next
+(flush_cache), so the index knows only what was said in the same pass.
 """
 
 import argparse
