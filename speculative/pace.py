@@ -87,7 +87,7 @@ class Pace:
         self._steps = 0
 
     def excess(self, now: Circumstances) -> Excess:
-        """Of each kind of step, in the table's unit; the head's own time, which `observe` hears as cost, is not in it."""
+        """Of each kind of step, in the table's unit; without the head's own time, which is part of the cost."""
         return self._used[now.place]
 
     def pause(self, now: Circumstances, seconds: float) -> int:
