@@ -24,6 +24,10 @@ ABOUT = (
     "disable_overlap_schedule",
 )  # fmt: skip
 
+# Of the first engine of those that start together, the others' come behind it; below the ports that the system hands
+# out. SGLang by itself asks for a free one long before it binds it, and two may be given the same.
+FIRST_PORT = 25100
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:

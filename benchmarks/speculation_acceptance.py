@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import common
-from engine_child import Piped, about, own_output
+from engine_child import FIRST_PORT, Piped, about, own_output
 
 TINY = Path(__file__).parents[1] / "examples" / "tiny_lm"
 HEAD = {"speculative_algorithm": "ARCTIC", "speculative_draft_model_path": str(TINY / "speculator")}
@@ -89,7 +89,8 @@ def start(arm: str, args: argparse.Namespace) -> Piped | RuntimeError:
         # The pool is bounded by its tokens: engines that start at the same time cannot go by what memory is free.
         # Engines that start side by side share the host, and large prefill graphs are most of a start.
         options = {
-            "mem_fraction_static": 0.6, "max_total_tokens": 65536, "cuda_graph_max_bs_prefill": 1024, **options,
+            "mem_fraction_static": 0.6, "max_total_tokens": 65536, "cuda_graph_max_bs_prefill": 1024,
+            "nccl_port": FIRST_PORT + list(ARMS).index(arm), **options,
         }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--serve", json.dumps(options)]
@@ -109,10 +110,14 @@ def measure(arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
         found[arm] |= {"error": str(engine)} if isinstance(engine, RuntimeError) else engine.about
     for together in args.together:
         with ThreadPoolExecutor(len(arms)) as pool:  # the first requests compile kernels
-            list(pool.map(lambda arm, level=together: _ask(engines[arm], found[arm], level, 0, args), arms))
+            list(
+                pool.map(
+                    lambda arm, level=together: _ask(arm, engines[arm], found[arm], level, 0, args), arms
+                )
+            )
         for turn in range(1, 1 + args.repeats):
             for arm, engine in engines.items():
-                _ask(engine, found[arm], together, turn, args)
+                _ask(arm, engine, found[arm], together, turn, args)
     for arm, engine in engines.items():
         if isinstance(engine, Piped):
             engine.close()
@@ -121,7 +126,9 @@ def measure(arms: list[str], args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _ask(engine: Any, found: dict[str, Any], together: int, turn: int, args: argparse.Namespace) -> None:
+def _ask(
+    arm: str, engine: Any, found: dict[str, Any], together: int, turn: int, args: argparse.Namespace
+) -> None:
     if "error" in found:
         return
     try:
@@ -136,6 +143,8 @@ def _ask(engine: Any, found: dict[str, Any], together: int, turn: int, args: arg
     row = found["rows"].setdefault(str(together), {name: [] for name in answer["figures"]})
     for name, value in answer["figures"].items():
         row[name].append(value)
+    told = ", ".join(f"{value:.3f} {name}" for name, value in answer["figures"].items())
+    print(f"{together} at once, pass {turn}: {arm}: {told}", file=sys.stderr, flush=True)
 
 
 def same(arms: dict[str, Any]) -> None:

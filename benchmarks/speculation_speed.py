@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from engine_child import Batch, Child
+from engine_child import FIRST_PORT, Batch, Child
 from shapes import MODELS
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,7 +71,7 @@ def start(arm: str, args: argparse.Namespace, folder: Path) -> Child | RuntimeEr
     if common.hardware().startswith("CPU"):
         plugins = "arctic"
     else:
-        options = {**MEMORY, **options}
+        options = {**MEMORY, "nccl_port": FIRST_PORT + list(ARMS).index(arm), **options}
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"{args.name}.{arm}.log"
     try:

@@ -28,6 +28,9 @@ ENGINES = {
     "plain_fp8": {"quantization": "fp8"},
     "fp8": {**SUFFIX, "quantization": "fp8"},
 }
+# A port for each engine, below those that the system hands out: of engines that start together two may be given the
+# same one else, as SGLang asks for a free port long before it binds it.
+FIRST_PORT = 25100
 # Of another kernel's rounding: bf16 logits of this model differ by so much between two backends.
 LOGPROB = 0.15
 
@@ -43,10 +46,10 @@ def answers(request, tmp_path_factory):
     prompts.write_text(json.dumps([json.loads(line)["code"] for line in lines]))
     child = Path(__file__).with_name("speculation_child.py")
     running = {}
-    for name, options in ENGINES.items():
+    for port, (name, options) in enumerate(ENGINES.items(), FIRST_PORT):
         if name not in wanted:
             continue
-        options = {"model_path": str(TINY / "model"), **options}
+        options = {"model_path": str(TINY / "model"), "nccl_port": port, **options}
         log = (folder / f"{name}.log").open("w")
         command = [
             sys.executable,
