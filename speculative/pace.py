@@ -7,7 +7,12 @@ before, whatever that was, to its own end.
 
 Plain steps, those with the index's drafts and those with the head's are compared with each other, so all three have
 to be seen at times, and under the same circumstances: a step behind a prefill is another matter than one behind a
-decode step, as the host has had the prefill's time to prepare it.
+decode step, as the host has had the prefill's time to prepare it. A plain step behind one with drafts is late as that
+one was, and says nothing of what plain steps in a row take, which overlap: so plain ones come in short runs, and the
+first of a run does not count.
+
+An estimate is the mean of the latest samples without their highest and lowest quarter. The differences that decide
+are of a tenth of a millisecond, and hosts have pauses of several, which have other reasons.
 
 Where steps cannot be measured beforehand the table is a guess in a unit of its own. Then plain steps tell how long the
 unit is, and those with drafts how far the guess is off.
@@ -25,14 +30,13 @@ from speculative.policy import Excess
 Float64 = NDArray[np.float64]
 
 _OCTAVES = 16
-_ENOUGH = 4  # samples before an estimate is used
-_WINDOW = 16  # samples that an estimate remembers
-_LARGEST = (
-    5e-3  # seconds that a sample may exceed four times the estimate by; a longer pause has other reasons
-)
+_ENOUGH = 8  # samples before an estimate is used
+_SURE = 32  # samples of steps with the head's drafts after which they are tried less and less often
+_WINDOW = 64  # samples that an estimate remembers
 _ASK = 1e-5  # seconds of asking the suffix index about one request
 _SHARE = 0.02  # of a plain step's time, for asking in vain
-_SOON, _LATE = 8, 128  # steps with drafts in a row before a plain one is due: never seen enough of, and seen
+_RUN = 4  # plain steps at a time when one is due
+_SOON, _LATE = 8, 512  # steps with drafts in a row before a plain one is due: never seen enough of, and seen
 
 
 class Kind(IntEnum):
@@ -49,10 +53,12 @@ class Circumstances(NamedTuple):
     Attributes:
         rows: requests.
         prefilled: the step before is a prefill.
+        drafted: the step before has drafts.
     """
 
     rows: int
     prefilled: bool = False
+    drafted: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
@@ -77,13 +83,16 @@ class Pace:
     ) -> None:  # fmt: skip
         self._wait, self._guessed, self._every, self._agree = wait, guessed, every, agree
         # Seconds above the table. Of a guess: seconds of its unit, and units above (or below) it.
+        self._latest = np.zeros((2, _OCTAVES, len(Kind), _WINDOW))
         self._means = np.zeros((2, _OCTAVES, len(Kind)))
         self._samples = np.zeros((2, _OCTAVES, len(Kind)))
+        self._changed: set[tuple[int, int, int]] = set()
         self._plain = np.zeros((2, _OCTAVES), np.int64)  # plain steps that were planned
         self._since = np.zeros(
             (2, _OCTAVES), np.int64
         )  # steps with drafts that were planned since the last of them
         self._used = self._filled(self._means, self._samples)
+        self._left = 0  # plain steps that are due
         self._steps = 0
 
     def excess(self, now: Circumstances) -> Excess:
@@ -107,7 +116,9 @@ class Pace:
     def due(self, now: Circumstances) -> bool:
         """Whether the next step should be plain so that it is known what that takes."""
         place = now.place
-        return bool(self._since[place] >= (_LATE if self._plain[place] >= _ENOUGH else _SOON))
+        if self._since[place] >= (_LATE if self._plain[place] >= _ENOUGH else _SOON):
+            self._left = _RUN
+        return self._left > 0
 
     def planned(self, now: Circumstances, kind: Kind) -> None:
         """A step will run.
@@ -117,7 +128,8 @@ class Pace:
             kind: of the step.
         """
         if kind is Kind.PLAIN:
-            self._plain[now.place] += 1
+            self._left = max(self._left - 1, 0)
+            self._plain[now.place] += not now.drafted
             self._since[now.place] = 0
         else:
             self._since[now.place] += 1
@@ -131,30 +143,34 @@ class Pace:
             seconds: from the end of the step before it to its own; None: not known.
             cost: by the table.
         """
-        if seconds is not None and np.isfinite(seconds) and np.isfinite(cost):
+        alike = kind is not Kind.PLAIN or not then.drafted
+        if alike and seconds is not None and np.isfinite(seconds) and np.isfinite(cost):
             at = (*then.place, int(kind))
             sample = self._guess(at, seconds, cost) if self._guessed else self._above(at, seconds, cost)
             if sample is not None:
-                count = min(self._samples[at], _WINDOW - 1)
-                self._means[at] = (self._means[at] * count + sample) / (count + 1)
+                self._latest[at][int(self._samples[at]) % _WINDOW] = sample
                 self._samples[at] += 1
+                self._changed.add(at)
         self._steps += 1
         if self._steps % self._every == 0:
             self._publish()
 
     def _above(self, at: tuple[int, int, int], seconds: float, cost: float) -> float:
-        return min(max(seconds - cost, 0.0), 4 * self._means[at] + _LARGEST)
+        return max(seconds - cost, 0.0)
 
     def _guess(self, at: tuple[int, int, int], seconds: float, cost: float) -> float | None:
         plain = (*at[:2], int(Kind.PLAIN))
-        unit, known = self._means[plain], self._samples[plain] >= _ENOUGH
+        unit = self._means[plain]
         if at == plain:
-            return min(seconds / cost, 4 * unit) if known else seconds / cost
-        if not known:
+            return seconds / cost
+        if unit == 0 or self._samples[plain] < _ENOUGH:
             return None
         return min(max(seconds / unit, cost / 4), 4 * cost) - cost
 
     def _publish(self) -> None:
+        for at in self._changed:
+            self._means[at] = _middle(self._latest[at][: int(self._samples[at])])
+        self._changed.clear()
         means, samples = self._means, self._samples
         if self._agree is not None:
             means, samples = self._agree(np.stack([means, samples]))
@@ -176,5 +192,12 @@ class Pace:
                 if not known[Kind.WIDE] and not self._guessed:
                     wide = max(wide, plain + self._wait)
                 head = found[Kind.HEAD] if known[Kind.HEAD] else max(before.head, wide)
-                before = filled[behind, octave] = Excess(plain, wide, head)
+                unsure = bool(samples[behind, octave, Kind.HEAD] < _SURE)
+                before = filled[behind, octave] = Excess(plain, wide, head, unsure)
         return filled
+
+
+def _middle(samples: Float64) -> float:
+    """Their mean without the highest and the lowest quarter."""
+    out = len(samples) // 4
+    return float(np.sort(samples)[out : len(samples) - out].mean())

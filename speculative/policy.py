@@ -124,9 +124,15 @@ class Probes:
         """A try came out well: the next one soon, until what is observed says the same."""
         self._pause = 1
 
-    def due(self) -> bool:
-        """Counts a refusal; True when this one should be tried all the same."""
+    def due(self, *, unsure: bool = False) -> bool:
+        """Counts a refusal; True when this one should be tried all the same.
+
+        Args:
+            unsure: too little is known to wait for longer than at first.
+        """
         self._refused += 1
+        if unsure:
+            self._pause = min(self._pause, self._first)
         if self._refused < self._pause:
             return False
         self._pause, self._refused = min(2 * self._pause, self._last), 0
@@ -165,11 +171,13 @@ class Excess(NamedTuple):
         plain: of a step without drafts.
         wide: of one with the suffix index's drafts.
         head: of one with the head's, its own time included.
+        unsure: few steps with the head's drafts were seen, or none.
     """
 
     plain: float = 0.0
     wide: float = 0.0
     head: float = 0.0
+    unsure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +268,7 @@ class Policy:
             if joined and more > rate:
                 self._paid(Source.HEAD, *(Source.SUFFIX,) * bool((sources == Source.SUFFIX).any()))
                 return Choice(self.table.widths[joined], head=True)
-            if self._probes[Source.HEAD].due():
+            if self._probes[Source.HEAD].due(unsure=excess.unsure):
                 joined, _ = self._best(1, batch, excess.plain, excess.head, forced=True)
                 return Choice(self.table.widths[joined], head=joined > 0, probing=joined > 0)
         if index:

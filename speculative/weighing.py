@@ -109,12 +109,14 @@ def best(
         forced: leave out plain decode, if anything is promised.
     """
     least = seconds[0] + plain
+    if len(seconds) > 1:
+        # It computes less than any other, so if it was seen to take longer, that was under other circumstances.
+        least = min(least, (seconds[1] + wide) / LEAST)
     index, rate = 0, batch * TOKEN / least
     if forced and yields[-1] > 0:
         rate = 0.0
     for width in range(1, len(seconds)):
-        # What is learnt of one width may be wrong for another.
-        found = (batch * TOKEN + yields[width]) / max(seconds[width] + wide, LEAST * least)
+        found = (batch * TOKEN + yields[width]) / (seconds[width] + wide)
         if found > rate:
             index, rate = width, found
     return index, rate

@@ -127,7 +127,7 @@ class Drafting:
         """What the next decode step of SGLang's `ScheduleBatch` verifies; of width 1: nothing, it decodes."""
         started, self._waited = time.perf_counter(), 0.0
         rows = len(batch.reqs)
-        now = Circumstances(rows, self._launched is not None and self._launched.before is not None)
+        now = self._now(rows)
         plan = None
         if self._policy.limit(rows) and not batch.sampling_info.has_custom_logit_processor:
             if self._pause:
@@ -212,6 +212,13 @@ class Drafting:
         else:
             drafts, room = Drafts.nothing(len(requests)), self._requests.limits(requests, late)
         return drafts, room if self._policy.head else None
+
+    def _now(self, rows: int) -> Circumstances:
+        last = self._launched
+        if last is None:
+            return Circumstances(rows)
+        prefilled = last.before is not None
+        return Circumstances(rows, prefilled, not prefilled and last.result.speculative_num_draft_tokens > 1)
 
     def _in_flight(self) -> bool:
         return self._launched is not None and not self._launched.processed()

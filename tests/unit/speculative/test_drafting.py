@@ -245,7 +245,7 @@ def test_the_heads_time_is_not_the_hosts():
     for _ in range(2):
         plan_of.verified([0])
     table = CostTable.linear((2, 4, 8), 8, constant=16.0)
-    assert pace.heard[1] == (Circumstances(1), Kind.HEAD, 1.0, 0.25 + table.cost(1, 4))
+    assert pace.heard[1] == (Circumstances(1, drafted=True), Kind.HEAD, 1.0, 0.25 + table.cost(1, 4))
 
 
 def test_who_is_alone_and_late_anyway_asks_once():

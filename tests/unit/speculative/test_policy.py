@@ -255,6 +255,31 @@ def test_the_head_runs_where_it_is_nearly_free_beside_the_index():
     assert policy.choose(suffix([7, 7, 7, 0]), rooms(4), dear) == Choice(8, head=False)
 
 
+def test_the_head_is_not_free_where_plain_steps_were_slow():
+    """A plain step computes less than any other; that some took longer says nothing for the head's time."""
+    policy = Policy(TABLE, head=3)
+    for _ in range(400):
+        policy.observe(picked([3], source=Source.HEAD), 4, np.array([0], np.int32))
+        policy.observe(picked([3], source=Source.HEAD), 4, np.array([1], np.int32))
+    drafts, slow = suffix([7, 7, 7, 0]), Excess(plain=50e-3, wide=4e-3, head=8e-3)
+    policy.choose(suffix([0] * 4), rooms(4), slow)  # a try, as the last one came out well
+    assert policy.choose(drafts, rooms(4), slow) == Choice(8, head=False)
+    assert policy.choose(drafts, rooms(4), slow._replace(head=4e-3 + 2e-5)) == Choice(8, head=True)
+    assert policy.choose(suffix([0] * 4), None, slow) == Choice(1)
+
+
+def test_a_head_that_was_hardly_ever_seen_is_tried_more_often():
+    none, tried = suffix([0]), {}
+    for unsure in (False, True):
+        policy = Policy(TABLE, head=3)
+        for _ in range(400):
+            policy.observe(picked([3], source=Source.HEAD), 4, np.array([0], np.int32))
+        choices = [policy.choose(none, rooms(1), wide(4e-4)._replace(unsure=unsure)) for _ in range(1024)]
+        tried[unsure] = sum(choice.probing for choice in choices)
+    assert tried[False] < 8
+    assert tried[True] == 1024 // 16
+
+
 def test_a_head_that_comes_true_again_comes_back():
     policy, none = Policy(TABLE, head=3), suffix([0], [0])
     for _ in range(400):
@@ -371,6 +396,7 @@ def test_probes_back_off():
     probes = Probes(first=2, last=8)
     due = [step for step in range(1, 40) if probes.due()]
     assert due == [2, 6, 14, 22, 30, 38]
+    assert [probes.due(unsure=True) for _ in range(5)] == [True, False, True, False, True]
     probes.paid()
     assert [probes.due() for _ in range(2)] == [False, True]
 
