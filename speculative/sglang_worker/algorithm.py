@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from arctic_sglang import env
 from arctic_sglang.compat import vendor
 from speculative.settings import ALGORITHMS, SpeculationSettings, refusals
 
@@ -86,10 +87,12 @@ def set_arguments(args: Any) -> None:
         args: SGLang's arguments, before they are sealed.
 
     Raises:
-        ValueError: some settings contradict each other or are refused; all refused ones are named.
+        ValueError: some settings contradict each other or are refused; all refused ones are named. Or a variable has a
+            value that it cannot have.
     """
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
     settings = SpeculationSettings.of(given)
+    env.untimed()  # refuses a wrong value here, not when the model is loaded
     refused = refusals(given)
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
