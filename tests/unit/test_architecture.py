@@ -18,6 +18,8 @@ LAYERS = {
     "arctic_sglang.shift": 2,
     "arctic_sglang.shift.topology": 0,
     "arctic_sglang.shift.policy": 0,
+    "arctic_sglang.shift.weights": 0,
+    "arctic_sglang.shift.layout": 0,
     "arctic_sglang.embedding": 2,
     "arctic_sglang.embedding.checkpoint": 0,
     "arctic_sglang.embedding.endpoint": 0,
