@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from batch_sdk.errors import EngineError, OptionError
 from batch_sdk.executors.options import RayOptions
 
 _CONNECT_SECONDS = 10
+_LOOPS = ("StreamingExecutor", "iter_threaded")  # beginnings of the names of Ray Data's threads that ask Ray
+_LOOPS_SECONDS = 10
 
 
 def require() -> Any:
@@ -63,7 +66,20 @@ def joined(options: RayOptions) -> Iterator[None]:
         try:
             yield
         finally:
+            wait_for_loops(_LOOPS_SECONDS)
             ray.shutdown()
+
+
+def wait_for_loops(seconds: float) -> None:
+    """Wait until Ray Data's threads have ended, for which it does not wait long itself when it is stopped.
+
+    One that asks Ray for something when this process has left the cluster ends the process on the spot, with exit
+    code 1 whatever the job's own.
+    """
+    end = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name.startswith(_LOOPS):
+            thread.join(max(end - time.monotonic(), 0))
 
 
 def _check_address(address: str | None) -> None:

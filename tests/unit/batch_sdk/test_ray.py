@@ -23,7 +23,7 @@ import batch_sdk
 from batch_sdk import cli, engines
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OptionError, OutputError, SourceError
-from batch_sdk.executors.cluster import _check_address
+from batch_sdk.executors.cluster import _check_address, wait_for_loops
 
 ROWS = 103
 SMALL = {"engine": "dummy", "model": "m", "window_rows": 8, "batch_rows": 4, "rows_per_file": 9}
@@ -286,6 +286,23 @@ def test_a_signal_leaves_a_job_to_resume_and_no_worker(cluster, files, tmp_path,
     assert cli.main(["resume", str(out), "--engine-option", "delay_seconds=0"]) == 0
     assert read(out).column("id").to_pylist() == list(range(ROWS))
     check_only_parts(out)
+
+
+def test_ray_datas_threads_end_before_the_process_leaves_the_cluster():
+    go = threading.Event()
+    threads = [
+        threading.Thread(target=go.wait, name=name, daemon=True)
+        for name in ("StreamingExecutor-1", "iter_threaded", "another")
+    ]
+    for thread in threads:
+        thread.start()
+    started = time.monotonic()
+    wait_for_loops(0.2)  # they hang: the job ends all the same
+    assert 0.2 <= time.monotonic() - started < 5
+    later = threading.Timer(0.2, go.set)
+    later.start()
+    wait_for_loops(30)
+    assert not any(thread.is_alive() for thread in threads[:2])
 
 
 def test_a_cluster_without_room_is_an_error_and_not_a_wait(cluster, files, tmp_path):
