@@ -1,0 +1,90 @@
+"""What ranks send each other in sequence parallelism, over torch's process groups: gloo on CPUs, NCCL on GPUs.
+
+The slow twin of faster exchanges: whatever sends the same parts may stand in its place.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import distributed
+
+from arctic_sglang.shift.topology import Topology
+
+
+class Exchange(Protocol):
+    """The collectives of a step in sequence parallelism. All ranks call the same ones in the same order."""
+
+    def all_to_all(self, parts: torch.Tensor) -> torch.Tensor:
+        """Part p goes to position p of the sequence group: [sp, ...] -> [sp, ...], part p from position p."""
+        ...
+
+    def scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks of rows [sp * n, ...]: each rank gets those of its position, [n, ...]."""
+        ...
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """All rows of the sequence group, position after position: [n, ...] -> [sp * n, ...]."""
+        ...
+
+    def add(self, rows: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks that hold other shards for the same tokens; may change `rows`."""
+        ...
+
+
+class Collectives:
+    """An `Exchange` over process groups.
+
+    Every rank of `topology.world` makes one, at the same time.
+
+    Args:
+        topology: the ranks.
+        rank: this one.
+        world: the group of all ranks; None: torch's default group.
+    """
+
+    def __init__(self, topology: Topology, rank: int, world: distributed.ProcessGroup | None = None) -> None:
+        self._topology, self._position = topology, topology.position(rank)
+        everybody = distributed.get_process_group_ranks(world or distributed.group.WORLD)
+        self._sequence = _own(topology.sequence_groups(), rank, everybody, world)
+        self._tensor = _own(topology.tensor_groups(), rank, everybody, world)
+
+    def all_to_all(self, parts: torch.Tensor) -> torch.Tensor:
+        """See `Exchange`."""
+        found = torch.empty_like(parts)
+        distributed.all_to_all_single(found.view(-1), parts.contiguous().view(-1), group=self._sequence)
+        return found
+
+    def scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Exchange`."""
+        own = rows.new_empty(len(rows) // self._topology.sp, *rows.shape[1:])
+        distributed.reduce_scatter_tensor(own, rows.contiguous(), group=self._sequence)
+        return self.add(own)
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Exchange`."""
+        found = rows.new_empty(len(rows) * self._topology.sp, *rows.shape[1:])
+        distributed.all_gather_into_tensor(found, rows.contiguous(), group=self._sequence)
+        return found
+
+    def add(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Exchange`."""
+        if self._topology.tp > 1:
+            distributed.all_reduce(rows, group=self._tensor)
+        return rows
+
+
+def _own(
+    groups: tuple[tuple[int, ...], ...],
+    rank: int,
+    everybody: list[int],
+    world: distributed.ProcessGroup | None,
+) -> distributed.ProcessGroup | None:
+    """The group that this rank is in. All ranks make all groups, as torch wants it."""
+    if len(groups) == 1:  # all ranks: SGLang's own group, with what it has set up already
+        return world
+    found = None
+    for group in groups:
+        made = distributed.new_group([everybody[member] for member in group])
+        if rank in group:
+            found = made
+    return found

@@ -1,0 +1,238 @@
+"""Linear layers that change their mode from step to step, over one copy of their weights.
+
+A layer here is anything like SGLang's: parameters `weight` [out, in] and `bias` (or None), `tp_rank` and `tp_size`,
+and `forward(x)`, which returns the product and a bias to add later (None). It was made and loaded for the base tensor
+parallelism. `take` puts its weights in the order of the parts, and leaves it with its part of them as its own
+`weight`: from then on it is, to itself and to SGLang, a layer of tensor parallelism over all ranks. What it does in
+sequence parallelism is said here, and only while such a step runs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from arctic_sglang.shift import layout, weights
+from arctic_sglang.shift.exchange import Exchange
+from arctic_sglang.shift.policy import Mode, Policy
+from arctic_sglang.shift.topology import Tokens, Topology
+from arctic_sglang.shift.weights import Int64
+
+Forward = Callable[..., Any]
+
+
+@dataclass(slots=True)
+class Shift:
+    """This rank, and the step that it is in.
+
+    Attributes:
+        topology: all ranks.
+        rank: this one.
+        policy: which step gets which mode.
+        exchange: how ranks of a sequence group reach each other.
+        tokens: of the step, while one runs in sequence parallelism; None: everything is tensor parallel.
+        steps: by mode.
+        counted: tokens of those steps.
+        switches: steps in another mode than the one before.
+        last: the mode of the step before.
+    """
+
+    topology: Topology
+    rank: int
+    policy: Policy
+    exchange: Exchange
+    tokens: Tokens | None = None
+    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
+    counted: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
+    switches: int = 0
+    last: Mode | None = None
+
+    @property
+    def position(self) -> int:
+        """This rank's place in its sequence group."""
+        return self.topology.position(self.rank)
+
+    @contextmanager
+    def step(self, count: int) -> Iterator[Mode]:
+        """Runs a step in its mode, whatever becomes of it.
+
+        Args:
+            count: its tokens, as the kernels see them.
+        """
+        mode = self.policy.mode(count)
+        self.steps[mode] += 1
+        self.counted[mode] += count
+        self.switches += self.last not in (None, mode)
+        self.last = mode
+        self.tokens = Tokens(count, self.topology.sp) if mode is Mode.SEQUENCE else None
+        try:
+            yield mode
+        finally:
+            self.tokens = None
+
+
+class Switched:
+    """A linear layer of one copy.
+
+    Args:
+        layer: loaded for the base tensor parallelism.
+        shift: this rank.
+    """
+
+    order: Int64 | None = None  # of the rows; None: a layer whose columns are shared out
+
+    def __init__(self, layer: Any, shift: Shift) -> None:
+        self.layer, self.shift = layer, shift
+        self.whole: dict[str, torch.Tensor] = {}
+        self._tensor_parallel: Forward = layer.forward
+        self.take()
+        layer.forward = self.forward
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's product in the mode of the step."""
+        tokens = self.shift.tokens
+        if tokens is None:
+            return self._tensor_parallel(x, *args, **kwargs)
+        return self.sequence_parallel(x, tokens), None
+
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """The product with the whole copy, of this rank's share of the tokens."""
+        raise NotImplementedError
+
+    def take(self) -> None:
+        """Takes what was loaded into the layer into the copy; where there is one already, in place."""
+        for name in ("weight", "bias"):
+            parameter = getattr(self.layer, name, None)
+            if parameter is None:
+                continue
+            loaded = parameter.data
+            if self.order is not None:
+                loaded = loaded[torch.from_numpy(self.order).to(loaded.device)]
+            if name in self.whole:  # captured graphs know where it is
+                self.whole[name].copy_(loaded)
+            else:
+                self.whole[name] = loaded
+            parameter.data = self._part(name)
+        self.layer.tp_rank, self.layer.tp_size = self.shift.rank, self.shift.topology.world
+
+    def give(self) -> None:
+        """Gives the layer back what it had when it was loaded, so that it can be loaded again; then `take`."""
+        for name, whole in self.whole.items():
+            if self.order is None:
+                given = whole
+            else:
+                given = whole[torch.from_numpy(weights.loaded_order(self.order)).to(whole.device)]
+            getattr(self.layer, name).data = given
+        self.layer.tp_rank = self.shift.topology.shard(self.shift.rank)
+        self.layer.tp_size = self.shift.topology.tp
+
+    def _part(self, name: str) -> torch.Tensor:
+        position, sp = self.shift.position, self.shift.topology.sp
+        if self.order is not None:
+            return weights.part_of_rows(self.whole[name], position, sp)
+        if name == "bias":  # is added to the sum of all parts
+            return self.whole[name]
+        return weights.part_of_columns(self.whole[name], position, sp)
+
+
+class SwitchedQkv(Switched):
+    """Query, key and value: own rows in, all tokens of this rank's heads out.
+
+    Args:
+        layer: see `Switched`.
+        shift: see `Switched`.
+        order: of its rows, see `weights.qkv_order`.
+    """
+
+    def __init__(self, layer: Any, shift: Shift, order: Int64) -> None:
+        self.order = order
+        super().__init__(layer, shift)
+
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """[share, in] -> [tokens, rows of a part]."""
+        product = linear(x, self.whole["weight"], self.whole.get("bias"))
+        sent = layout.send_rows(product, tokens.sp)
+        return layout.received_heads(self.shift.exchange.all_to_all(sent), tokens)
+
+
+class SwitchedGateUp(Switched):
+    """Gate and up: own rows in, and out part by part, as if each part were a row of its own.
+
+    Args:
+        layer: see `Switched`.
+        shift: see `Switched`.
+        order: of its rows, see `weights.merged_order`.
+    """
+
+    def __init__(self, layer: Any, shift: Shift, order: Int64) -> None:
+        self.order = order
+        super().__init__(layer, shift)
+
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """[share, in] -> [share * sp, rows of a part]; an activation of halves takes each row for itself."""
+        product = linear(x, self.whole["weight"], self.whole.get("bias"))
+        return product.view(len(x) * tokens.sp, product.shape[1] // tokens.sp)
+
+
+class SwitchedRow(Switched):
+    """A layer whose columns are shared out, behind a gate."""
+
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """[share * sp, columns of a part] -> [share, out]."""
+        return self._product(x.reshape(tokens.share, tokens.sp * x.shape[1]))
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+        first = self.shift.topology.shard(self.shift.rank) == 0
+        product = linear(rows, self.whole["weight"], self.whole.get("bias") if first else None)
+        return self.shift.exchange.add(product)
+
+
+class SwitchedOutput(SwitchedRow):
+    """A layer whose columns are shared out, behind attention: all tokens of this rank's heads in, own rows out."""
+
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """[tokens, columns of a part] -> [share, out]."""
+        return self._product(
+            layout.received_rows(self.shift.exchange.all_to_all(layout.send_heads(x, tokens)))
+        )
+
+
+def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], shift: Shift) -> None:
+    """Token ids in, own rows out.
+
+    Args:
+        layer: an embedding whose vocabulary is shared out over all ranks.
+        embed: its rows of the ids that this rank has, zeros elsewhere: [ids] -> [ids, hidden].
+        shift: this rank.
+    """
+    tensor_parallel = layer.forward
+
+    def forward(ids: torch.Tensor) -> Any:
+        if shift.tokens is None:
+            return tensor_parallel(ids)
+        missing = shift.tokens.padded - shift.tokens.count
+        return shift.exchange.scatter(embed(torch.nn.functional.pad(ids, (0, missing))))
+
+    layer.forward = forward
+
+
+def switch_last(layer: Any, shift: Shift, rows: int) -> None:
+    """Own rows in, which the layer sees as all tokens': what comes behind the last layer of a decoder.
+
+    Args:
+        layer: logits or a pooler.
+        shift: this rank.
+        rows: at which place of its arguments the rows are.
+    """
+    tensor_parallel = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if shift.tokens is not None:
+            whole = shift.exchange.gather(args[rows])[: shift.tokens.count]
+            args = (*args[:rows], whole, *args[rows + 1 :])
+        return tensor_parallel(*args, **kwargs)
+
+    layer.forward = forward

@@ -1,0 +1,219 @@
+"""Ranks of a small decoder over gloo: every mode against one process that has it all. Run by test_ranks.py.
+
+Usage: ranks_child.py RANK WORLD FILE. Prints one line of JSON for each case.
+"""
+
+import json
+import sys
+
+import torch
+from torch import distributed, nn
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from arctic_sglang.shift import layers, weights
+from arctic_sglang.shift.exchange import Collectives
+from arctic_sglang.shift.policy import Policy
+from arctic_sglang.shift.topology import Heads, Topology
+
+DIM, HIDDEN, INNER, VOCABULARY, LAYERS = 4, 24, 24, 24, 2
+
+
+class Linear(nn.Module):
+    """As SGLang's layers are: a row parallel one adds up over all ranks, and its bias once."""
+
+    def __init__(self, weight, bias, add=None):
+        super().__init__()
+        self.weight, self.bias, self.add = nn.Parameter(weight.clone()), nn.Parameter(bias.clone()), add
+        self.tp_rank, self.tp_size = None, None
+
+    def forward(self, x):
+        if self.add is None:
+            return linear(x, self.weight, self.bias), None
+        product = linear(x, self.weight, self.bias if self.tp_rank == 0 else None)
+        if self.tp_size > 1:
+            distributed.all_reduce(product, group=self.add)
+        return product, None
+
+
+class Embedding(nn.Module):
+    """Of a vocabulary that all ranks share out."""
+
+    def __init__(self, table, rank, world, group):
+        super().__init__()
+        self.rows = len(table) // world
+        self.first, self.group = rank * self.rows, group
+        self.table = table[self.first : self.first + self.rows]
+
+    def embed(self, ids):
+        own = (ids >= self.first) & (ids < self.first + self.rows)
+        return self.table[(ids - self.first).clamp(0, self.rows - 1)] * own[:, None]
+
+    def forward(self, ids):
+        found = self.embed(ids)
+        distributed.all_reduce(found, group=self.group)
+        return found
+
+
+class Logits(nn.Module):
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids, rows):
+        assert len(ids) == len(rows)
+        return rows @ self.table.T
+
+
+def weights_of(heads):
+    """The model's, the same on every rank."""
+    generator = torch.Generator().manual_seed(heads.query)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) / 4
+
+    sizes = {"q": heads.query * DIM, "k": heads.kv * DIM, "v": heads.kv * DIM, "gate": INNER, "up": INNER}
+    found = {"table": random(VOCABULARY, HIDDEN), "layers": []}
+    for _ in range(LAYERS):
+        layer = {name: (random(rows, HIDDEN), random(rows)) for name, rows in sizes.items()}
+        layer |= {
+            "o": (random(HIDDEN, heads.query * DIM), random(HIDDEN)),
+            "down": (random(HIDDEN, INNER), random(HIDDEN)),
+        }
+        found["layers"].append(layer)
+    return found
+
+
+class Decoder:
+    """This rank's part of the decoder, loaded for the base tensor parallelism."""
+
+    def __init__(self, heads, rank, group):
+        self.heads, self.rank, topology = heads, rank, heads.topology
+        known, shard = weights_of(heads), topology.shard(rank)
+        query, kv = (
+            slice(of.start * DIM, of.stop * DIM)
+            for of in (heads.query_of_shard(shard), heads.kv_of_shard(shard))
+        )
+        inner = slice(shard * INNER // topology.tp, (shard + 1) * INNER // topology.tp)
+        self.embedding = Embedding(known["table"], rank, topology.world, group)
+        self.logits = Logits(known["table"])
+        self.layers = []
+        for layer in known["layers"]:
+            made = {}
+            for name, parts in (
+                ("qkv", (("q", query), ("k", kv), ("v", kv))),
+                ("gate_up", (("gate", inner), ("up", inner))),
+            ):
+                made[name] = Linear(
+                    *(torch.cat([layer[of][which][rows] for of, rows in parts]) for which in (0, 1))
+                )
+            for name, columns in (("o", query), ("down", inner)):
+                made[name] = Linear(layer[name][0][:, columns], layer[name][1], add=group)
+            self.layers.append(made)
+        self.cache = []
+
+    def switch(self, shift):
+        order = weights.qkv_order(self.heads, shift.topology.shard(self.rank), DIM)
+        merged = weights.merged_order([INNER // shift.topology.tp] * 2, shift.topology.sp)
+        self.switched = []
+        for layer in self.layers:
+            self.switched += [
+                layers.SwitchedQkv(layer["qkv"], shift, order), layers.SwitchedOutput(layer["o"], shift),
+                layers.SwitchedGateUp(layer["gate_up"], shift, merged), layers.SwitchedRow(layer["down"], shift),
+            ]  # fmt: skip
+        layers.switch_embedding(self.embedding, self.embedding.embed, shift)
+        layers.switch_last(self.logits, shift, rows=1)
+
+    def __call__(self, ids):
+        self.cache, rows = [], self.embedding(ids)
+        for layer in self.layers:
+            rows = rows + layer["o"](self.attention(layer["qkv"](rows)[0]))[0]
+            gate, up = layer["gate_up"](rows)[0].chunk(2, dim=1)
+            rows = rows + layer["down"](silu(gate) * up)[0]
+        return self.logits(ids, rows)
+
+    def attention(self, qkv):
+        query, kv = self.heads.query_of_rank(self.rank), self.heads.kv_of_rank(self.rank)
+        q, k, v = qkv.split([len(query) * DIM, len(kv) * DIM, len(kv) * DIM], dim=1)
+        self.cache.append((k, v))
+        q, k, v = (x.reshape(len(x), -1, DIM).transpose(0, 1) for x in (q, k, v))
+        of = [head // (self.heads.query // self.heads.kv) - kv.start for head in query]
+        found = scaled_dot_product_attention(q, k[of], v[of], is_causal=True)
+        return found.transpose(0, 1).reshape(len(qkv), -1)
+
+
+def reference(heads, ids):
+    """One process with everything; keys and values of all heads."""
+    known = weights_of(heads)
+    rows, cache = known["table"][ids], []
+    for layer in known["layers"]:
+        q, k, v = (linear(rows, *layer[name]) for name in "qkv")
+        cache.append((k, v))
+        q, k, v = (x.reshape(len(x), -1, DIM).transpose(0, 1) for x in (q, k, v))
+        repeat = heads.query // heads.kv
+        found = scaled_dot_product_attention(
+            q, k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0), is_causal=True
+        )
+        rows = rows + linear(found.transpose(0, 1).reshape(len(rows), -1), *layer["o"])
+        rows = rows + linear(silu(linear(rows, *layer["gate"])) * linear(rows, *layer["up"]), *layer["down"])
+    return rows @ known["table"].T, cache
+
+
+def apart(decoder, heads, ids):
+    """How far this rank's logits, keys and values are from those of one process."""
+    wanted, wanted_cache = reference(heads, ids)
+    found = decoder(ids)
+    own = heads.kv_of_rank(decoder.rank)
+    columns = slice(own.start * DIM, own.stop * DIM)
+    errors = [(found - wanted).abs().max()] + [
+        (a - b[:, columns]).abs().max()
+        for pair, wanted_pair in zip(decoder.cache, wanted_cache, strict=True)
+        for a, b in zip(pair, wanted_pair, strict=True)
+    ]
+    assert found.shape == wanted.shape
+    return float(torch.stack(errors).max())
+
+
+def case(topology, kv, threshold, rank, group):
+    heads = Heads(topology, 12 if 12 % topology.world == 0 else topology.world, kv)
+    decoder = Decoder(heads, rank, group)
+    shift = layers.Shift(topology, rank, Policy(threshold), Collectives(topology, rank, group))
+    decoder.switch(shift)
+    generator, worst = torch.Generator().manual_seed(1), 0.0
+    for count in (7, 1, 2, 12, 3, 5):
+        ids = torch.randint(VOCABULARY, (count,), generator=generator)
+        with shift.step(count):
+            worst = max(worst, apart(decoder, heads, ids))
+    # Loaded again in place, with what it was loaded with.
+    where = [switched.whole["weight"].data_ptr() for switched in decoder.switched]
+    for switched in decoder.switched:
+        switched.give()
+        assert switched.layer.tp_size == topology.tp
+        switched.layer.weight.data = switched.layer.weight.data.clone()
+        switched.whole["weight"].zero_()
+        switched.take()
+    assert where == [switched.whole["weight"].data_ptr() for switched in decoder.switched]
+    for count in (1, 11):
+        with shift.step(count):
+            worst = max(worst, apart(decoder, heads, torch.arange(count)))
+    told = {"steps": {mode.value: n for mode, n in shift.steps.items()}, "switches": shift.switches}
+    return {"tp": topology.tp, "sp": topology.sp, "kv": kv, "threshold": threshold, "apart": worst, **told}
+
+
+def main():
+    rank, world, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    three = distributed.new_group([0, 1, 2])
+    for tp, sp, kv in ((1, 4, 4), (1, 4, 2), (2, 2, 4), (2, 2, 1), (4, 1, 2), (1, 3, 3), (3, 1, 1)):
+        group = three if tp * sp == 3 else distributed.group.WORLD
+        if rank >= tp * sp:
+            continue
+        for threshold in (None, 0, 3):
+            told = case(Topology(tp, sp), kv, threshold, rank, group)
+            print(json.dumps(told | {"rank": rank}), flush=True)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
