@@ -8,6 +8,8 @@ feature adds a field here and a check in `__post_init__`, nothing else.
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from arctic_sglang.shift.policy import AUTO, parse_threshold
+
 Pooling = Literal["auto", "checkpoint", "stock", "cls", "mean", "last"]
 # Fields of `ArcticConfig` that mean nothing without one of our speculative algorithms.
 SPECULATION_FLAGS = (
@@ -68,6 +70,25 @@ class ArcticConfig:
             "all its rows, in one graph; from this size on most rows stop at the cut. Default: 384, or 1024 where the "
             "rows that go up after it have no CUDA graphs."
         },
+    )
+
+    ulysses_sequence_parallel_size: int = field(
+        default=1,
+        metadata={
+            "help": "Ranks that share out the tokens of a step, each with the weights of one rank of --tp-size; there "
+            "are as many ranks as both multiplied. Alone: every step does so (Ulysses)."
+        },
+    )
+    enable_shift_parallel: bool = field(
+        default=False,
+        metadata={
+            "help": "With --ulysses-sequence-parallel-size: steps of few tokens run in tensor parallelism over all "
+            "ranks instead, over the same KV cache and the same copy of the weights."
+        },
+    )
+    shift_parallel_threshold: str = field(
+        default="auto",
+        metadata={"help": "With --enable-shift-parallel: tokens up to which a step is tensor parallel."},
     )
 
     enable_suffix_decoding: bool = field(
@@ -141,7 +162,20 @@ class ArcticConfig:
             msg = f"{flag_name('swiftkv_min_tokens')} is {self.swiftkv_min_tokens}; it must be at least 0"
             raise ValueError(msg)
 
+        self._check_shift()
         self._check_speculation()
+
+    def _check_shift(self) -> None:
+        size, threshold = self.ulysses_sequence_parallel_size, self.shift_parallel_threshold
+        if size < 1:
+            msg = f"{flag_name('ulysses_sequence_parallel_size')} is {size}; it must be at least 1"
+            raise ValueError(msg)
+        if self.enable_shift_parallel and size == 1:
+            msg = "--enable-shift-parallel was given without --ulysses-sequence-parallel-size of 2 or more; add it"
+            raise ValueError(msg)
+        if parse_threshold(threshold) != AUTO and not self.enable_shift_parallel:
+            msg = f"--shift-parallel-threshold {threshold} was given without --enable-shift-parallel; add it"
+            raise ValueError(msg)
 
     def _check_speculation(self) -> None:
         least = {

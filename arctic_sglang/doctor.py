@@ -31,6 +31,7 @@ ABOUT = {
     Feature.POOLING: "embeddings pooled as the checkpoint says",
     Feature.BATCH: "batch jobs over an engine in the same process",
     Feature.SWIFTKV: "SwiftKV models, which skip half of the prefill",
+    Feature.SHIFT: "Shift Parallelism: tensor and sequence parallelism over one KV cache",
     Feature.SPECULATION: "speculative decoding with a suffix index and draft heads",
 }
 

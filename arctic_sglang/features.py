@@ -19,6 +19,7 @@ class Feature(StrEnum):
     POOLING = "pooling"  # embeddings pooled as the checkpoint says
     BATCH = "batch"  # batch_sdk over an engine in the same process
     SWIFTKV = "swiftkv"  # models that skip half of the prefill
+    SHIFT = "shift"  # tensor and sequence parallelism over one KV cache
     SPECULATION = "speculation"  # suffix decoding and draft heads
 
 
@@ -105,6 +106,8 @@ def requested(config: ArcticConfig, facts: Facts) -> frozenset[Feature]:
             msg = "--enable-fast-embedding needs an embedding server; add --is-embedding"
             raise ValueError(msg)
         features.add(Feature.EMBEDDING)
+    if config.ulysses_sequence_parallel_size > 1:
+        features.add(Feature.SHIFT)
     if wants_speculation(config, facts):
         features.add(Feature.SPECULATION)
     return frozenset(features)

@@ -5,7 +5,7 @@ signatures and bodies move between releases while its registries do not, so each
 reason in `why`, and `params` names every parameter that our side relies on.
 """
 
-from arctic_sglang.compat import seams_embedding, seams_speculative, seams_swiftkv
+from arctic_sglang.compat import seams_embedding, seams_shift, seams_speculative, seams_swiftkv
 from arctic_sglang.compat.seam import EVERYWHERE, HOOKED, Kind, Role, Seam
 from arctic_sglang.features import Feature
 
@@ -333,7 +333,9 @@ _FOUNDATION: tuple[Seam, ...] = (
     ),
 )
 
-SEAMS: tuple[Seam, ...] = (*_FOUNDATION, *seams_embedding.ROWS, *seams_swiftkv.ROWS, *seams_speculative.ROWS)
+SEAMS: tuple[Seam, ...] = (
+    *_FOUNDATION, *seams_embedding.ROWS, *seams_swiftkv.ROWS, *seams_speculative.ROWS, *seams_shift.ROWS,
+)  # fmt: skip
 
 
 def seams_of(features: frozenset[Feature]) -> tuple[Seam, ...]:

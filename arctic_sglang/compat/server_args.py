@@ -20,6 +20,9 @@ from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding import placement, road
 from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
+from arctic_sglang.shift import limits as shift_limits
+from arctic_sglang.shift.policy import AUTO, parse_threshold
+from arctic_sglang.shift.topology import Topology
 from speculative.settings import check_head_path, model_refusals
 from swiftkv import limits
 from swiftkv.layout import Layout
@@ -56,6 +59,7 @@ class Decision:
     pooling: PoolingSpec | None
     cpu_threads: int | None  # of each rank, with Feature.CPU
     cpu_cores: str | None  # a core list for each rank, in SGLang's notation
+    shift_threshold: int = 0  # tokens up to which a step is tensor parallel, with Feature.SHIFT
 
 
 @dataclasses.dataclass
@@ -68,9 +72,12 @@ class ArcticServerArgs(_WithFlags):
     """
 
     def __post_init__(self) -> None:
+        self.shift_parallel_threshold = str(self.shift_parallel_threshold)  # 512 in YAML, "auto" too
         config = ArcticConfig.from_args(self)
         facts = _facts(self)
         features = requested(config, facts)
+        if Feature.SHIFT in features:
+            self.tp_size *= config.ulysses_sequence_parallel_size  # to SGLang it is that, over all ranks
         threads = _cpu_threads(self, config) if Feature.CPU in features else None
         cores = None if threads is None else defaults.cores_of_ranks(_core_count(), self.tp_size, threads)
         decision = Decision(config, tuple(sorted(features)), wanted_pooling(config, facts), threads, cores)
@@ -90,6 +97,8 @@ class ArcticServerArgs(_WithFlags):
             apply.apply(registry, process.role())
             check_head_path(self.speculative_draft_model_path)
         super().__post_init__()
+        if Feature.SHIFT in features:
+            decision = dataclasses.replace(decision, shift_threshold=_set_shift(self, config))
         if Feature.SPECULATION in features:
             _check_speculated_model(self)
         # Only now has SGLang read the model's config.
@@ -230,6 +239,32 @@ def _check_speculated_model(args: Any) -> None:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"--speculative-algorithm {args.speculative_algorithm} does not go with:\n{listed}\nLeave the flag out."
         raise ValueError(msg)
+
+
+def _set_shift(args: Any, config: ArcticConfig) -> int:
+    """Refuses what Shift Parallelism does not go with.
+
+    Returns:
+        Tokens up to which a step is tensor parallel.
+
+    Raises:
+        ValueError: the model or some settings are refused; all of those are named.
+    """
+    flag = f"--ulysses-sequence-parallel-size {config.ulysses_sequence_parallel_size}"
+    refused = shift_limits.refusals({f.name: getattr(args, f.name) for f in dataclasses.fields(args)})
+    if refused:
+        listed = "\n".join(f"  - {text}" for text in refused)
+        msg = f"{flag} does not go with:\n{listed}\nLeave these out, or the flag."
+        raise ValueError(msg)
+    sp = config.ulysses_sequence_parallel_size
+    shift_limits.heads_of(args.get_model_config().hf_config, Topology(args.tp_size // sp, sp))
+    if not config.enable_shift_parallel:
+        return 0
+    threshold = parse_threshold(config.shift_parallel_threshold)
+    if threshold == AUTO:
+        msg = "--shift-parallel-threshold auto is not there yet: give the tokens up to which a step is tensor parallel"
+        raise ValueError(msg)
+    return int(threshold)
 
 
 def _set_swiftkv(args: Any) -> None:

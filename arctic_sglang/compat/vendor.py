@@ -68,6 +68,8 @@ _NAMES = {
     "ParallelLMHead": "sglang.srt.layers.vocab_parallel_embedding",
     "PlatformEnum": "sglang.srt.platforms.device_mixin",
     "Pooler": "sglang.srt.layers.pooler",
+    "QKVParallelLinear": "sglang.srt.layers.linear",
+    "RowParallelLinear": "sglang.srt.layers.linear",
     "PoolingType": "sglang.srt.layers.pooler",
     "PortArgs": "sglang.srt.server_args",
     "publish": "sglang.srt.runtime_context",

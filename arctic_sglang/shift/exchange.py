@@ -46,7 +46,7 @@ class Collectives:
         self._topology, self._position = topology, topology.position(rank)
         everybody = distributed.get_process_group_ranks(world or distributed.group.WORLD)
         self._sequence = _own(topology.sequence_groups(), rank, everybody, world)
-        self._tensor = _own(topology.tensor_groups(), rank, everybody, world)
+        self._tensor = _own(topology.tensor_groups(), rank, everybody, world) if topology.tp > 1 else None
 
     def all_to_all(self, parts: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""

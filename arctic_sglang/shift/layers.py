@@ -55,6 +55,16 @@ class Shift:
         """This rank's place in its sequence group."""
         return self.topology.position(self.rank)
 
+    def told(self) -> dict[str, Any]:
+        """What a server tells of it, as JSON can hold it: steps and tokens by mode are this rank's so far."""
+        return {
+            "threshold": self.policy.threshold,
+            "sequence_groups": [list(group) for group in self.topology.sequence_groups()],
+            "steps": {mode.value: count for mode, count in self.steps.items()},
+            "tokens": {mode.value: count for mode, count in self.counted.items()},
+            "switches": self.switches,
+        }
+
     @contextmanager
     def step(self, count: int) -> Iterator[Mode]:
         """Runs a step in its mode, whatever becomes of it.

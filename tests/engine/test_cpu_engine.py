@@ -114,6 +114,7 @@ def test_many_at_once_equal_one_by_one(tiny_engine, prompts):
     assert [r["text"] for r in tiny_engine.loop.run_until_complete(at_once())] == one_by_one
 
 
+@pytest.mark.full  # two ranks of SwiftKV, of Shift Parallelism and with a draft head run each time
 def test_two_ranks_equal_one(tiny_engine, tiny_model_dir, prompts):
     expected = [r["text"] for r in tiny_engine.generate(prompts, GREEDY)]
     with running_engine(model_path=tiny_model_dir, tp_size=2) as engine:

@@ -154,7 +154,7 @@ def test_hooks_reach_every_process(tiny_model_dir, functions, tmp_path):
             model="m", messages=[{"role": "user", "content": functions[0]}], max_tokens=8
         )
         assert answer.choices[0].message.content
-        deadline = time.monotonic() + 90  # the second tokenizer worker may still be importing
+        deadline = time.monotonic() + 240  # the second tokenizer worker may still be importing
         while len(list(reports.glob("tokenizer-*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.5)
         found = [json.loads(path.read_text()) for path in reports.iterdir()]

@@ -22,6 +22,7 @@ LAYERS = {
     "arctic_sglang.shift.layout": 0,
     "arctic_sglang.shift.exchange": 0,
     "arctic_sglang.shift.layers": 0,
+    "arctic_sglang.shift.limits": 0,
     "arctic_sglang.embedding": 2,
     "arctic_sglang.embedding.checkpoint": 0,
     "arctic_sglang.embedding.endpoint": 0,

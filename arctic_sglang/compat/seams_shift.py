@@ -1,0 +1,57 @@
+"""Every touch of SGLang's internals by Shift Parallelism."""
+
+from arctic_sglang.compat.seam import Kind, Role, Seam
+from arctic_sglang.features import Feature
+
+_EXIT = "Ulysses sequence parallelism in SGLang"
+
+
+def _row(
+    name: str, target: str, why: str, *, kind: Kind = Kind.CALL, params: tuple[str, ...] = (),
+    members: tuple[str, ...] = (), hook: str = "",
+) -> Seam:  # fmt: skip
+    return Seam(
+        id=f"shift.{name}", target=f"sglang.srt.{target}", kind=kind, feature=Feature.SHIFT, why=why,
+        hook=hook, params=params, members=members, roles=frozenset({Role.SCHEDULER}), exit=_EXIT,
+    )  # fmt: skip
+
+
+def _sized(name: str, layer: str) -> Seam:
+    return _row(
+        name, f"layers.linear.{layer}.__init__", "A layer is loaded for the base tensor parallelism.",
+        kind=Kind.BEFORE, hook="arctic_sglang.shift.model:before_linear_init", params=("tp_rank", "tp_size"),
+    )  # fmt: skip
+
+
+ROWS: tuple[Seam, ...] = (
+    _sized("column_init", "ColumnParallelLinear"),
+    _sized("merged_init", "MergedColumnParallelLinear"),
+    _sized("qkv_init", "QKVParallelLinear"),
+    _sized("row_init", "RowParallelLinear"),
+    _row(
+        "loaded", "model_executor.model_runner.ModelRunner.maybe_apply_post_load_model_transforms",
+        "The model is loaded, and neither its memory measured nor its graphs captured.",
+        kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_load", params=("self",),
+    ),
+    _row(
+        "told", "managers.scheduler.Scheduler.get_internal_state", "Steps and tokens by mode are the scheduler's.",
+        kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_internal_state", params=("self", "recv_req"),
+    ),
+    _row("state", "managers.io_struct.GetInternalStateReqOutput", "What /server_info tells of a scheduler.",
+         members=("internal_state",)),
+    _row("runner", "model_executor.model_runner.ModelRunner", "The model and its config.",
+         members=("model", "model_config", "server_args")),
+    _row("column", "layers.linear.ColumnParallelLinear", "Is switched.", members=("forward", "weight_loader")),
+    _row("merged", "layers.linear.MergedColumnParallelLinear", "Gate and up.", members=("output_partition_sizes",)),
+    _row("qkv", "layers.linear.QKVParallelLinear", "Query, key and value.", members=("head_size", "v_head_size")),
+    _row("row", "layers.linear.RowParallelLinear", "Attention's output, and down.",
+         members=("forward", "tp_rank", "tp_size")),
+    _row("embedding", "layers.vocab_parallel_embedding.VocabParallelEmbedding", "Rows of the ids that a rank has.",
+         members=("forward", "_embed_local_shard")),
+    _row("logits", "layers.logits_processor.LogitsProcessor", "Wants the rows of all tokens.",
+         params=(), members=("forward",)),
+    _row("communicator", "layers.communicator.LayerCommunicator", "Sums between the layers of some models.",
+         members=("prepare_attn", "prepare_mlp", "postprocess_layer")),
+    _row("group", "distributed.parallel_state.get_tp_group", "All ranks."),
+    _row("args", "runtime_context.get_server_args", "The flags."),
+)  # fmt: skip

@@ -1,0 +1,69 @@
+"""What Shift Parallelism does not go with, and why. Pure.
+
+A row here is either wrong by nature or has no test. Both stop the start.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from arctic_sglang.shift.topology import Heads, Topology, check_divides
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+# setting: (the values that are fine, flag, reason)
+_ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "device": (("cpu",), "--device", "not yet on GPUs: no exchange that CUDA graphs can hold is there yet"),
+    "pp_size": ((1,), "--pp-size", "a stage would hand on its share of the tokens"),
+    "dp_size": ((1,), "--dp-size", "not tried"),
+    "ep_size": ((1,), "--ep-size", "models with experts are not switched yet"),
+    "enable_dp_attention": ((False,), "--enable-dp-attention", "it shares out requests, and here tokens are"),
+    "attn_cp_size": ((1,), "--attn-cp-size", "it shares out tokens too, and keeps another cache"),
+    "dcp_size": ((1,), "--dcp-size", "it shares out the cache by tokens, and here it is by heads"),
+    "enable_lora": ((False, None), "--enable-lora", "adapters go by token, and a rank has a share of them"),
+    "quantization": ((None,), "--quantization", "not yet: a part of quantised weights is no view of them"),
+    "torchao_config": (("", None), "--torchao-config", "it changes weights after they are loaded"),
+    "is_embedding": ((False,), "--is-embedding", "not yet"),
+    "speculative_algorithm": ((None,), "--speculative-algorithm", "not yet"),
+    "enable_two_batch_overlap": ((False,), "--enable-two-batch-overlap", "it splits a step in two"),
+    "enable_single_batch_overlap": ((False,), "--enable-single-batch-overlap", "not tried"),
+    "enable_pdmux": ((False,), "--enable-pdmux", "it splits a prefill between layers"),
+    "disaggregation_mode": (("null",), "--disaggregation-mode", "not tried"),
+    "enable_hierarchical_cache": ((False,), "--enable-hierarchical-cache", "not tried"),
+    "enable_return_hidden_states": ((False,), "--enable-return-hidden-states", "not tried"),
+    "enable_torch_compile": ((False,), "--enable-torch-compile", "a step's mode is chosen outside of the graph"),
+}  # fmt: skip
+
+
+def refusals(settings: Mapping[str, Any]) -> list[str]:
+    """Why a server with these settings cannot use Shift Parallelism; empty if it can.
+
+    Args:
+        settings: SGLang's server arguments by name; what is not in there is taken to be fine.
+    """
+    return [
+        f"{flag} {settings[name]}: {reason}"
+        for name, (fine, flag, reason) in _ONLY.items()
+        if name in settings and settings[name] not in fine
+    ]
+
+
+def heads_of(config: Any, topology: Topology) -> Heads:
+    """How a model's attention heads are shared out.
+
+    Args:
+        config: transformers' config of the model.
+        topology: the ranks.
+
+    Raises:
+        ValueError: the model is of a kind that is not switched, or its sizes do not divide.
+    """
+    name = (config.architectures or ["?"])[0]
+    if name not in ARCHITECTURES:
+        msg = (
+            f"--ulysses-sequence-parallel-size {topology.sp}: {name} is not supported; models are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+        raise ValueError(msg)
+    check_divides("intermediate_size", config.intermediate_size, topology)
+    kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return Heads(topology, config.num_attention_heads, kv)

@@ -1,0 +1,125 @@
+"""Shift Parallelism against transformers: every mode, on ranks of a CPU, prefixes cached in one and read in another."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.engine.servers import running_engine
+from tests.swiftkv_cases import VOCABULARY, compare, flush, generate, prompts
+
+TOLERANCE = 2e-5  # natural log; float32 on both sides
+CHUNK = 64
+# Family, ranks of the base tensor parallelism, of a sequence group, threshold (None: plain Ulysses). The first two
+# have each mode, both groups of ranks, layers that sum for themselves and such where SGLang does it between them.
+OFTEN = [("llama", 1, 2, "24"), ("qwen3", 2, 2, None)]
+OTHERS = [
+    ("llama", 1, 2, None), ("llama", 2, 2, "8"), ("qwen2", 1, 2, "24"), ("qwen2", 1, 2, None),
+    ("mistral", 1, 2, "24"), ("qwen3", 1, 2, "24"), ("qwen3", 1, 2, "100000"),
+]  # fmt: skip
+SERVERS = [*OFTEN, *(pytest.param(s, marks=pytest.mark.full) for s in OTHERS)]
+
+
+@dataclass
+class Served:
+    engine: Any
+    twin: Any
+    folder: str
+    threshold: int
+
+    def told(self):
+        return self.engine.get_server_info()["internal_states"][0]["shift"]
+
+
+def make_model(folder, family, heads):
+    """Saves a random model of a small shape."""
+    torch.manual_seed(0)
+    shape = {
+        "num_hidden_layers": 3, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4,
+        "num_key_value_heads": heads, "head_dim": 32, "vocab_size": VOCABULARY, "max_position_embeddings": 1024,
+        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": family == "qwen2",
+    }  # fmt: skip
+    if family == "llama":
+        shape["attention_bias"] = True
+    if family == "mistral":
+        shape["sliding_window"] = None
+    config = transformers.AutoConfig.for_model(family, **shape)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 1.2 / config.hidden_size**0.5)
+    model.to(torch.float32).save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids=lambda p: f"{p[0]}-tp{p[1]}-sp{p[2]}-{p[3]}")
+def served(request, tmp_path_factory):
+    family, tp, sp, threshold = request.param
+    folder = tmp_path_factory.mktemp("shift")
+    twin = make_model(folder, family, heads=max(2, tp * sp))
+    options = {
+        "skip_tokenizer_init": True, "dtype": "float32", "chunked_prefill_size": CHUNK, "max_total_tokens": 8192,
+        "enable_mixed_chunk": True, "tp_size": tp, "ulysses_sequence_parallel_size": sp, "log_level": "info",
+    }  # fmt: skip
+    if threshold is not None:
+        options |= {"enable_shift_parallel": True, "shift_parallel_threshold": threshold}
+    with running_engine(folder / "engine.log", model_path=str(folder), **options) as engine:
+        yield Served(engine, twin, str(folder), int(threshold or 0))
+
+
+def check(served, asked, **fields):
+    answers = generate(served.engine, asked, return_logprob=True, **fields)
+    found = compare(served.twin, asked, answers)
+    print(found)
+    assert found.outputs
+    assert found.other_tokens == 0
+    assert max(found.output, found.prompt) < TOLERANCE
+    return answers
+
+
+def test_lengths_that_do_not_divide_and_fewer_tokens_than_ranks(served):
+    before = served.told()
+    check(served, prompts(1), new_tokens=5)
+    check(served, prompts(1, 2, 3, 5, 17, 90, 33, 64, 65, 200), new_tokens=12, logprob_start_len=0)
+    steps = {mode: n - before["steps"][mode] for mode, n in served.told()["steps"].items()}
+    if served.threshold == 0:
+        assert steps["sp"] > 0 == steps["tp"]
+    elif served.threshold > 1000:
+        assert steps["tp"] > 0 == steps["sp"]
+    else:
+        assert min(steps.values()) > 0
+        assert served.told()["switches"] > before["switches"]
+
+
+def test_prefixes_cached_in_one_mode_are_read_in_the_other(served):
+    """Prompts in steps of 64 tokens and fewer, the latter in another mode, then their beginnings with other ends."""
+    flush(served.engine)
+    long, short = prompts(180, 9, seed=2)
+    check(served, [long, short])
+    asked = [long[:n] + prompts(m, seed=n)[0] for n, m in ((40, 1), (64, 30), (100, 90), (179, 1))]
+    asked += [short + prompts(m, seed=m)[0] for m in (1, 70)]
+    answers = check(served, asked)
+    assert sum(answer["meta_info"]["cached_tokens"] for answer in answers) >= 300
+
+
+def test_new_weights_come_as_the_first_ones_did(served):
+    asked = prompts(3, 80, seed=4)
+    with torch.no_grad():
+        for parameter in served.twin.parameters():
+            parameter.mul_(1.1)
+    served.twin.save_pretrained(served.folder)
+    loaded = served.engine.update_weights_from_disk(served.folder)
+    assert loaded[0], loaded
+    check(served, asked, new_tokens=6)
+    named = [(name, value * 0.9) for name, value in served.twin.state_dict().items()]
+    loaded = served.engine.update_weights_from_tensor(named)
+    assert loaded[0], loaded
+    with torch.no_grad():
+        for parameter in served.twin.parameters():
+            parameter.mul_(0.9)
+    check(served, asked, new_tokens=6)

@@ -1,0 +1,83 @@
+"""What is refused with Shift Parallelism, and that its flags fit together."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from arctic_sglang.compat import vendor
+from arctic_sglang.config import ArcticConfig
+from arctic_sglang.shift.limits import _ONLY, heads_of, refusals
+from arctic_sglang.shift.topology import Heads, Topology
+
+GIVEN = {
+    "device": "cuda", "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
+    "dcp_size": 2, "enable_lora": True, "quantization": "fp8", "torchao_config": "int4wo-128", "is_embedding": True,
+    "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
+    "enable_pdmux": True, "disaggregation_mode": "prefill", "enable_hierarchical_cache": True,
+    "enable_return_hidden_states": True, "enable_torch_compile": True,
+}  # fmt: skip
+
+
+def test_what_sglang_does_by_itself_is_fine():
+    fields = {f.name: f.default for f in dataclasses.fields(vendor.ServerArgs)}
+    assert set(_ONLY) <= set(fields)
+    assert refusals(fields | {"device": "cpu"}) == []
+    assert set(GIVEN) == set(_ONLY)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_each_refusal_names_its_flag_and_reason(name):
+    (found,) = refusals({"device": "cpu", name: GIVEN[name]})
+    flag = "--" + name.replace("_", "-")
+    assert found.startswith(f"{flag} {GIVEN[name]}: ")
+    assert len(found) > len(f"{flag} {GIVEN[name]}: ") + 5
+
+
+def config(**change):
+    given = {"architectures": ["LlamaForCausalLM"], "intermediate_size": 64, "num_attention_heads": 8,
+             "num_key_value_heads": 4}  # fmt: skip
+    return SimpleNamespace(**{**given, **change})
+
+
+def test_models():
+    topology = Topology(1, 4)
+    assert heads_of(config(), topology) == Heads(topology, 8, 4)
+    assert heads_of(config(num_key_value_heads=None), topology) == Heads(topology, 8, 8)
+    with pytest.raises(ValueError, match="OPTForCausalLM is not supported; models are LlamaForCausalLM"):
+        heads_of(config(architectures=["OPTForCausalLM"]), topology)
+    with pytest.raises(ValueError, match="LlamaSwiftKVForCausalLM is not supported"):
+        heads_of(config(architectures=["LlamaSwiftKVForCausalLM"]), topology)
+    with pytest.raises(ValueError, match="intermediate_size 66 does not divide over 4 ranks"):
+        heads_of(config(intermediate_size=66), topology)
+    with pytest.raises(ValueError, match="6 query heads do not divide over 4 ranks"):
+        heads_of(config(num_attention_heads=6, num_key_value_heads=2), topology)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            {"ulysses_sequence_parallel_size": 0},
+            "--ulysses-sequence-parallel-size is 0; it must be at least 1",
+        ),
+        ({"enable_shift_parallel": True}, "without --ulysses-sequence-parallel-size of 2 or more"),
+        (
+            {"shift_parallel_threshold": "8"},
+            "--shift-parallel-threshold 8 was given without --enable-shift-parallel",
+        ),
+        ({"shift_parallel_threshold": "x"}, "must be a number of tokens"),
+        (
+            {"ulysses_sequence_parallel_size": 2, "shift_parallel_threshold": "8"},
+            "--shift-parallel-threshold 8 was given without --enable-shift-parallel",
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, told):
+    with pytest.raises(ValueError, match=told):
+        ArcticConfig(**flags)
+
+
+def test_flags_that_fit():
+    ArcticConfig(ulysses_sequence_parallel_size=2)
+    ArcticConfig(ulysses_sequence_parallel_size=2, enable_shift_parallel=True, shift_parallel_threshold="0")
