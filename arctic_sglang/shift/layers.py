@@ -66,13 +66,14 @@ class Shift:
         }
 
     @contextmanager
-    def step(self, count: int) -> Iterator[Mode]:
+    def step(self, count: int, mode: Mode | None = None) -> Iterator[Mode]:
         """Runs a step in its mode, whatever becomes of it.
 
         Args:
             count: its tokens, as the kernels see them.
+            mode: that it must have; None: as the policy says.
         """
-        mode = self.policy.mode(count)
+        mode = mode or self.policy.mode(count)
         self.steps[mode] += 1
         self.counted[mode] += count
         self.switches += self.last not in (None, mode)

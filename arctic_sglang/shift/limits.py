@@ -30,6 +30,9 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "disaggregation_mode": (("null",), "--disaggregation-mode", "not tried"),
     "enable_hierarchical_cache": ((False,), "--enable-hierarchical-cache", "not tried"),
     "enable_return_hidden_states": ((False,), "--enable-return-hidden-states", "not tried"),
+    "enable_deterministic_inference": ((False,), "--enable-deterministic-inference", "modes round differently"),
+    "enable_memory_saver": ((False,), "--enable-memory-saver", "not tried"),
+    "custom_weight_loader": ((None, []), "--custom-weight-loader", "it may write to one mode's part of the weights"),
     "enable_torch_compile": ((False,), "--enable-torch-compile", "a step's mode is chosen outside of the graph"),
 }  # fmt: skip
 

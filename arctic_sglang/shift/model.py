@@ -14,7 +14,7 @@ from arctic_sglang.shift import layers, weights
 from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.layers import Shift, Switched
 from arctic_sglang.shift.limits import heads_of
-from arctic_sglang.shift.policy import Policy
+from arctic_sglang.shift.policy import Mode, Policy
 from arctic_sglang.shift.topology import Heads, Topology
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,22 @@ def after_internal_state(result: Any, scheduler: Any, _request: Any) -> Any:
     """Adds a section `shift` to what /server_info tells of a scheduler."""
     result.internal_state["shift"] = scheduler.tp_worker.model_runner.shift.told()
     return result
+
+
+def around_update_from_tensor(
+    original: Any, updater: Any, named_tensors: Any, load_format: Any = None
+) -> tuple[bool, str]:
+    """Refuses the one way of loading that would reach this rank's part for tensor parallelism alone.
+
+    Args:
+        original: SGLang's method.
+        updater: SGLang's object.
+        named_tensors: new weights by name.
+        load_format: "direct" copies them to the parameters of that name.
+    """
+    if load_format == "direct":
+        return False, "load_format 'direct' does not go with --ulysses-sequence-parallel-size: leave it out"
+    return original(updater, named_tensors, load_format)
 
 
 def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched]:
@@ -130,9 +146,12 @@ def _switch_steps(model: Any, shift: Shift) -> None:
     forward = model.forward
 
     @wraps(forward)
-    def in_its_mode(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        with shift.step(len(input_ids)):
-            return forward(input_ids, *args, **kwargs)
+    def in_its_mode(
+        input_ids: Any, positions: Any, batch: Any, input_embeds: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        # Embeddings that a request brings are rows of all tokens, which nobody has shared out.
+        with shift.step(len(input_ids), None if input_embeds is None else Mode.TENSOR):
+            return forward(input_ids, positions, batch, input_embeds, *args, **kwargs)
 
     model.forward = in_its_mode
 

@@ -122,4 +122,7 @@ def test_new_weights_come_as_the_first_ones_did(served):
     with torch.no_grad():
         for parameter in served.twin.parameters():
             parameter.mul_(0.9)
+    refused = served.engine.update_weights_from_tensor(named[:1], load_format="direct")
+    assert not refused[0]
+    assert "'direct' does not go with --ulysses-sequence-parallel-size" in refused[1]
     check(served, asked, new_tokens=6)

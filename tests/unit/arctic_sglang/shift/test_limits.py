@@ -16,6 +16,7 @@ GIVEN = {
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
     "enable_pdmux": True, "disaggregation_mode": "prefill", "enable_hierarchical_cache": True,
     "enable_return_hidden_states": True, "enable_torch_compile": True,
+    "enable_deterministic_inference": True, "enable_memory_saver": True, "custom_weight_loader": ["a.b"],
 }  # fmt: skip
 
 
