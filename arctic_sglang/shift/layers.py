@@ -7,6 +7,7 @@ parallelism. `take` puts its weights in the order of the parts, and leaves it wi
 sequence parallelism is said here, and only while such a step runs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,18 +86,17 @@ class Shift:
             self.tokens = None
 
 
-class Switched:
+class Switched(ABC):
     """A linear layer of one copy.
 
     Args:
         layer: loaded for the base tensor parallelism.
         shift: this rank.
+        order: of its rows, see `weights`; None: a layer whose columns are shared out.
     """
 
-    order: Int64 | None = None  # of the rows; None: a layer whose columns are shared out
-
-    def __init__(self, layer: Any, shift: Shift) -> None:
-        self.layer, self.shift = layer, shift
+    def __init__(self, layer: Any, shift: Shift, order: Int64 | None = None) -> None:
+        self.layer, self.shift, self.order = layer, shift, order
         self.whole: dict[str, torch.Tensor] = {}
         self._tensor_parallel: Forward = layer.forward
         self.take()
@@ -109,9 +109,9 @@ class Switched:
             return self._tensor_parallel(x, *args, **kwargs)
         return self.sequence_parallel(x, tokens), None
 
+    @abstractmethod
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """The product with the whole copy, of this rank's share of the tokens."""
-        raise NotImplementedError
 
     def take(self) -> None:
         """Takes what was loaded into the layer into the copy; where there is one already, in place."""
@@ -150,17 +150,7 @@ class Switched:
 
 
 class SwitchedQkv(Switched):
-    """Query, key and value: own rows in, all tokens of this rank's heads out.
-
-    Args:
-        layer: see `Switched`.
-        shift: see `Switched`.
-        order: of its rows, see `weights.qkv_order`.
-    """
-
-    def __init__(self, layer: Any, shift: Shift, order: Int64) -> None:
-        self.order = order
-        super().__init__(layer, shift)
+    """Query, key and value: own rows in, all tokens of this rank's heads out. `order` is given."""
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
@@ -170,17 +160,7 @@ class SwitchedQkv(Switched):
 
 
 class SwitchedGateUp(Switched):
-    """Gate and up: own rows in, and out part by part, as if each part were a row of its own.
-
-    Args:
-        layer: see `Switched`.
-        shift: see `Switched`.
-        order: of its rows, see `weights.merged_order`.
-    """
-
-    def __init__(self, layer: Any, shift: Shift, order: Int64) -> None:
-        self.order = order
-        super().__init__(layer, shift)
+    """Gate and up: own rows in, and out part by part, as if each part were a row of its own. `order` is given."""
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [share * sp, rows of a part]; an activation of halves takes each row for itself."""
