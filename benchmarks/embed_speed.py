@@ -36,6 +36,7 @@ from embed_http import Clients, latency, server
 from embed_model import read_tokenizer, write_model
 from engine_child import Piped, check_plugins, plugins
 from record import Record
+from servers import flags
 
 HERE = Path(__file__).parent
 ARMS = ("peak", "core", "ours", "stock", "replicas", "ours-http", "stock-http")
@@ -174,15 +175,6 @@ def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     if arm.startswith("replicas-"):
         options["embedding_replicas"] = int(arm.removeprefix("replicas-"))
     return options
-
-
-def flags(options: dict[str, Any]) -> list[str]:
-    """The same for a command line."""
-    made = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        made += [flag] if value is True else [] if value in (False, None) else [flag, str(value)]
-    return made
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
