@@ -36,6 +36,8 @@ _NAMES = {
     "flash_attn_varlen_func": "sglang.kernels.ops.attention.flash_attention",
     "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
     "RadixAttention": "sglang.srt.layers.radix_attention",
+    "CompressedTensorsLinearMethod": "sglang.srt.layers.quantization.compressed_tensors.compressed_tensors",
+    "CompressedTensorsW8A8Fp8": "sglang.srt.layers.quantization.compressed_tensors.schemes",
     "configure_logger": "sglang.srt.utils.common",
     "configure_scheduler_process": "sglang.srt.managers.scheduler",
     "CpuDeviceMixin": "sglang.srt.platforms.cpu",
@@ -45,6 +47,7 @@ _NAMES = {
     "forward_context": "sglang.srt.model_executor.forward_context",
     "ForwardContext": "sglang.srt.model_executor.forward_context",
     "ForwardMode": "sglang.srt.model_executor.forward_batch_info",
+    "Fp8LinearMethod": "sglang.srt.layers.quantization.fp8",
     "get_attn_backend": "sglang.srt.model_executor.forward_context",
     "get_parallel": "sglang.srt.runtime_context",
     "get_pp_group": "sglang.srt.distributed.parallel_state",
@@ -85,6 +88,7 @@ _NAMES = {
     "sock_send": "sglang.srt.managers.io_struct",
     "SRTPlatform": "sglang.srt.platforms.interface",
     "TypeBasedDispatcher": "sglang.utils",
+    "UnquantizedLinearMethod": "sglang.srt.layers.quantization.unquant",
     "TokenToKVPoolAllocator": "sglang.srt.mem_cache.allocator",
 }
 

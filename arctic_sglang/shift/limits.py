@@ -10,6 +10,8 @@ from arctic_sglang.shift.topology import Heads, Topology, check_divides
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
+SWITCHED = "weights may be plain, or in fp8 with one scale for a weight or one for each of its rows"
+
 # setting: (the values that are fine, flag, reason)
 _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "device": (("cpu", "cuda"), "--device", "only CPUs and NVIDIA GPUs were tried"),

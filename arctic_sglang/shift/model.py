@@ -14,10 +14,10 @@ from torch import distributed
 
 from arctic_sglang import env
 from arctic_sglang.compat import vendor
-from arctic_sglang.shift import calibration, layers, measured, weights
+from arctic_sglang.shift import calibration, formats, layers, limits, measured, weights
 from arctic_sglang.shift.exchange import Collectives
+from arctic_sglang.shift.formats import Format
 from arctic_sglang.shift.layers import Shift, Switched, SwitchedOutput, SwitchedQkv
-from arctic_sglang.shift.limits import heads_of
 from arctic_sglang.shift.measured import Situation
 from arctic_sglang.shift.policy import AUTO, Mode, Policy, crossover
 from arctic_sglang.shift.symmetric import Symmetric, Widths
@@ -57,7 +57,7 @@ def after_load(_result: None, runner: Any) -> None:
     threshold = args._arctic.shift_threshold
     shift = Shift(topology, group.rank_in_group, Policy(None if threshold == AUTO else threshold), exchange)
     model = runner.model
-    switched = list(_switch_linears(model, heads_of(runner.model_config.hf_config, topology), shift))
+    switched = list(_switch_linears(model, limits.heads_of(runner.model_config.hf_config, topology), shift))
     _check_all(model, switched)
     if runner.device == "cuda":
         shift.exchange = _in_symmetric_memory(runner, exchange, shift, switched)
@@ -123,13 +123,46 @@ def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched
         if qkv is not None and row is not None:
             shard = shift.topology.shard(shift.rank)
             order = weights.qkv_order(heads, shard, qkv.head_size, qkv.v_head_size)
-            yield layers.SwitchedQkv(qkv, shift, order)
-            yield layers.SwitchedOutput(row, shift)
+            yield layers.SwitchedQkv(qkv, shift, order, format_of(qkv))
+            yield layers.SwitchedOutput(row, shift, form=format_of(row))
         elif merged is not None and row is not None:
-            yield layers.SwitchedGateUp(
-                merged, shift, weights.merged_order(merged.output_partition_sizes, shift.topology.sp)
-            )
-            yield layers.SwitchedRow(row, shift)
+            order = weights.merged_order(merged.output_partition_sizes, shift.topology.sp)
+            yield layers.SwitchedGateUp(merged, shift, order, format_of(merged))
+            yield layers.SwitchedRow(row, shift, form=format_of(row))
+
+
+def format_of(layer: Any) -> Format:
+    """The format of a layer's weights, after SGLang's `process_weights_after_loading`.
+
+    Args:
+        layer: a linear one of SGLang's.
+
+    Raises:
+        ValueError: a part of them is no view of them.
+    """
+    method = layer.quant_method
+    if type(method) is vendor.UnquantizedLinearMethod:
+        return formats.PLAIN
+    if not _has_scaled_fp8(layer):
+        name = type(getattr(layer, "scheme", None) or method).__name__
+        msg = (
+            f"--ulysses-sequence-parallel-size: {name} has prepared the weights of a {type(layer).__name__} in a way "
+            f"that is not switched; {limits.SWITCHED}"
+        )
+        raise ValueError(msg)
+    return formats.fp8(layer, layer.params_dtype, method.apply)
+
+
+def _has_scaled_fp8(layer: Any) -> bool:
+    """Neither packed for Marlin nor with scales of blocks."""
+    method = layer.quant_method
+    if type(method) is vendor.Fp8LinearMethod:
+        return not (method.use_marlin or method.block_quant)
+    return (
+        type(method) is vendor.CompressedTensorsLinearMethod
+        and type(layer.scheme) is vendor.CompressedTensorsW8A8Fp8
+        and layer.scheme.weight_block_size is None
+    )
 
 
 def _check_all(model: Any, switched: list[Switched]) -> None:
