@@ -6,7 +6,6 @@ on either side (`Blocks`). Ranks that write must not overtake those that read: t
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -96,7 +95,7 @@ def push_twin(source: torch.Tensor, targets: list[torch.Tensor], blocks: Blocks)
 
 @triton.jit(do_not_specialize=["position", "rows", "limit", "source_part", "target_start"])
 def _push_kernel(
-    source: Any, addresses: Any, position: Any, rows: Any, limit: Any, source_part: Any, target_start: Any,
+    source: tl.tensor, addresses: tl.tensor, position: int, rows: int, limit: int, source_part: int, target_start: int,
     WIDTH: tl.constexpr, SOURCE_ROW: tl.constexpr, TARGET_ROW: tl.constexpr, PARTS: tl.constexpr,
     HEIGHT: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr, ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip

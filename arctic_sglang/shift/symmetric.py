@@ -80,7 +80,6 @@ class Symmetric:
             )
             for start, size in zip(starts, sizes, strict=True)
         )
-        self._last: _Region | None = None
 
     @property
     def bytes(self) -> int:
@@ -137,8 +136,5 @@ class Symmetric:
         return self._slow.add(rows)
 
     def _push(self, source: torch.Tensor, region: _Region, blocks: Blocks) -> None:
-        # See above for why; a model in which this fails needs another region, or a second barrier.
-        assert region is not self._last, "a region was used twice in a row"
-        self._last = region
         push(source, region.addresses, self._position, blocks)
         self._handle.barrier(channel=0)
