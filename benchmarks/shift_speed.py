@@ -86,7 +86,7 @@ def compare(
         del row["faster_than"]["shift"]
         if bars and name in BARS:
             row |= _judged(row["faster_than"], *BARS[name])
-    weights = _weights(arms, base_tp)
+    weights = _weights(arms, base_tp, bars)
     return {**table, "weights": weights} if weights else table
 
 
@@ -99,12 +99,12 @@ def _judged(faster: dict[str, float], against: str, least: float, words: str) ->
     return {"bar": {**bar, "ratio": ratio, "met": ratio >= least}}
 
 
-def _weights(arms: dict[str, Any], base_tp: int) -> dict[str, Any] | None:
+def _weights(arms: dict[str, Any], base_tp: int, bars: bool) -> dict[str, Any] | None:
     """Memory of the weights of one GPU beside one copy, shared by `base_tp` GPUs, after the stock arms' figures."""
     found = {arm: about["weights_gib"] for arm, about in arms.items() if about.get("weights_gib")}
     full = found.get("dp") or found.get("tp", 0) * arms.get("tp", {}).get("options", {}).get("tp_size", 1)
     row: dict[str, Any] = {"unit": "GiB a GPU", "medians": found}
-    if full and "shift" in found:
+    if bars and full and "shift" in found:
         ratio = round(found["shift"] / (full / base_tp), 4)
         words = f"at most {COPY_BAR} of one copy shared by {base_tp}"
         bar = {"against": "one copy", "at_most": COPY_BAR, "stated": words}

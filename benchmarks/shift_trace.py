@@ -59,7 +59,7 @@ def arm_options(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         "shift": {**sequence, "enable_shift_parallel": True, "shift_parallel_threshold": args.threshold},
     }[arm]
     options |= {
-        "load_format": "dummy", "skip_tokenizer_init": True, "disable_radix_cache": True,
+        "load_format": "auto" if args.model else "dummy", "skip_tokenizer_init": True, "disable_radix_cache": True,
         "incremental_streaming_output": True, "quantization": args.quantization,
         "max_total_tokens": args.kv_tokens // args.gpus if arm == "dp" else args.kv_tokens,
     }  # fmt: skip
@@ -74,9 +74,10 @@ def start(args: argparse.Namespace) -> int:
     """Starts the servers at once and waits for them; those that fail are ended and named."""
     args.folder.mkdir(parents=True, exist_ok=True)
     known = read_state(args.folder)
-    model = args.folder / "model"
-    model.mkdir(exist_ok=True)
-    (model / "config.json").write_text(json.dumps(MODELS[args.shape].config))
+    model = args.model or args.folder / "model"
+    if args.model is None:
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text(json.dumps(MODELS[args.shape].config))
     begun: dict[str, tuple[subprocess.Popen, str, Path]] = {}
     for arm in args.arms:
         if arm in known:
@@ -86,7 +87,8 @@ def start(args: argparse.Namespace) -> int:
         log = args.folder / f"{arm}.log"
         process = launch(model, port, flags(options), plugins(stock=arm in ("tp", "dp")), log, BESIDE)
         begun[arm] = process, f"http://127.0.0.1:{port}", log
-        known[arm] = {"pid": process.pid, "url": begun[arm][1], "options": options, "shape": args.shape}
+        known[arm] = {"pid": process.pid, "url": begun[arm][1], "options": options, "model": str(model)}
+        known[arm]["shape"] = model.name if args.model else args.shape
         write_state(args.folder, known)
     failed = 0
     with ThreadPoolExecutor(len(begun)) as pool:
@@ -165,11 +167,11 @@ def play(args: argparse.Namespace) -> int:
     if args.seconds is not None:
         shape = dataclasses.replace(shape, seconds=args.seconds)
     requests = traffic.trace(shape, args.seed, args.scale)
-    vocab = MODELS[server["shape"]].config["vocab_size"]
+    vocab = json.loads((Path(server["model"]) / "config.json").read_text())["vocab_size"]
     before = told(server["url"])["shift"]
     rows = _play(server["url"], requests, vocab, args)
     content = {
-        **common.header(args.commit), "arm": args.arm, "model": server["shape"], "seed": args.seed,
+        **common.header(args.commit), "arm": args.arm, "shape": server["shape"], "seed": args.seed,
         "scale": args.scale, "trace": dataclasses.asdict(shape), "server": server,
         "shift_before": before, "shift_after": told(server["url"])["shift"], "fields": FIELDS, "requests": rows,
     }  # fmt: skip
@@ -229,7 +231,7 @@ def report(args: argparse.Namespace) -> int:
     if not played:
         message = f"{args.folder} has no trace that was played"
         raise SystemExit(message)
-    keys = ("model", "trace", "seed", "scale", "hardware")
+    keys = ("shape", "trace", "seed", "scale", "hardware")
     first = next(iter(played.values()))
     other = [arm for arm, content in played.items() if any(content[key] != first[key] for key in keys)]
     if other:
@@ -258,7 +260,7 @@ def report(args: argparse.Namespace) -> int:
         if phase != "all":
             table.pop("tokens_per_second", None)  # of an open loop it is what was offered, and phases overlap
         content["tables"][phase] = table
-    common.write(args.name or f"shift_trace_{first['model']}", content, args.out, args.commit)
+    common.write(args.name or f"shift_trace_{first['shape']}", content, args.out, args.commit)
     print(show(content["tables"]))
     return 1 if any(about["phases"]["all"]["failed"] for about in content["arms"].values()) else 0
 
@@ -279,7 +281,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("start", "stop"):
         steps[name].add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     begin = steps["start"]
-    begin.add_argument("--shape", choices=MODELS, default="llama-3.1-8b")
+    begin.add_argument("--shape", choices=MODELS, default="llama-3.1-8b", help="of dummy weights")
+    begin.add_argument("--model", type=Path, help="a folder with weights instead")
     begin.add_argument("--quantization", help="of all arms: fp8")
     begin.add_argument("--gpus", type=int, default=4)
     begin.add_argument("--base-tp", type=int, default=1, help="GPUs that share one copy of shift's weights")
