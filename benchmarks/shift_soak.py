@@ -106,6 +106,8 @@ class Spoken:
 def differences(before: Spoken, after: Spoken) -> list[float]:
     """Absolute differences of log-probabilities: of the prompt, and of the answer up to the first other token.
 
+    One that is no number is infinite.
+
     Raises:
         ValueError: they are not of the same prompt or number of tokens.
     """
@@ -117,7 +119,8 @@ def differences(before: Spoken, after: Spoken) -> list[float]:
         if mine != yours:
             break
         pairs.append((before.answer[index], after.answer[index]))
-    return [abs(a - b) for a, b in pairs]
+    found = [abs(a - b) for a, b in pairs]
+    return [value if math.isfinite(value) else math.inf for value in found]
 
 
 class Soak:
