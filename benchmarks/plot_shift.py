@@ -225,9 +225,10 @@ def over_time(result: dict[str, Any], figure: str) -> str | None:
     top, bottom = canvas.TOP, canvas.HEIGHT - canvas.BOTTOM
     end = trace["period"]
     while end - trace["burst"] < trace["seconds"]:
-        left, right = canvas.x(end - trace["burst"]), canvas.x(min(end, trace["seconds"]))
+        begin, until = end - trace["burst"], min(end, trace["seconds"])
+        left, right = canvas.x(begin), canvas.x(until)
         canvas.box(left, top, right - left, bottom - top, "#f3f3f3")
-        canvas.text((left + right) / 2, bottom + 18, f"{end - trace['burst']:g} s", anchor="middle")
+        canvas.text((left + right) / 2, bottom + 18, f"{begin:g}-{until:g} s", anchor="middle")
         end += trace["period"]
     canvas.text(canvas.LEFT, top - 18, f"{PLOTS[figure]}, ms", weight="bold")
     power = canvas.low

@@ -4,19 +4,22 @@ The server runs already (`shift_trace.py start --model M`), with weights that sa
 the same probability, and no wrong answer would show.
 
     python benchmarks/shift_soak.py model --folder M                   # random weights, 4 layers as wide as the 8B's
-    python benchmarks/shift_trace.py start --folder OUT --model M --arms shift
+    python benchmarks/shift_trace.py start --folder OUT --model M --arms shift --radix-cache
     python benchmarks/shift_soak.py soak --folder OUT --arm shift --seconds 120
     python benchmarks/shift_soak.py model --folder M --shape toy            # any machine
 
 An hour's worth is as many requests as Azure's code trace has in one (2.57 a second), sent in `--seconds`, in bursts.
 Prompts have 1 to 8192 tokens, answers 1 to 128, both log-uniform; a fifth of the connections is closed early, from at
-once to after ten tokens. Fixed prompts are asked one by one before and after; log-probabilities of prompts and greedy
-answers, up to the first other token, may differ by `--tolerance` at most. They are asked amid the traffic too, where
-the mode and the batch are whatever they are: there their mean difference may be `--busy-tolerance`.
+once to after ten tokens; a third of the prompts begins like a fixed one, as far as both go. Fixed prompts are asked one
+by one before and after; log-probabilities of prompts and greedy answers, up to the first other token, may differ by
+`--tolerance` at most. They are asked amid the traffic too, where mode, batch and what of them is cached are whatever
+they are: there their mean difference may be `--busy-tolerance`. Half of those are asked from their middle on, since
+SGLang computes again what log-probabilities are asked of.
 """
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import math
 import random
@@ -51,6 +54,7 @@ class Step:
         tokens_out: tokens of the answer.
         stop_after: messages after which the client hangs up; None: never.
         fixed: which fixed prompt it is instead; None: a random one.
+        like: which fixed prompt a random one begins like; None: none.
     """
 
     at: float
@@ -58,6 +62,7 @@ class Step:
     tokens_out: int
     stop_after: int | None
     fixed: int | None
+    like: int | None
 
 
 def plan(requests: int, seconds: float, longest: int, fixed: int, seed: int) -> list[Step]:
@@ -72,7 +77,8 @@ def plan(requests: int, seconds: float, longest: int, fixed: int, seed: int) -> 
             chosen = draw.randrange(fixed) if draw.random() < 0.05 else None
             stop = draw.randint(0, 10) if chosen is None and draw.random() < 0.2 else None
             lengths = round(_log_uniform(draw, 1, longest)), round(_log_uniform(draw, 1, 128))
-            made.append(Step(at, *lengths, stop, chosen))
+            like = draw.randrange(fixed) if draw.random() < 1 / 3 else None
+            made.append(Step(at, *lengths, stop, chosen, like))
     return sorted(made, key=lambda step: step.at)
 
 
@@ -103,10 +109,15 @@ class Spoken:
         return cls(prompt, [entry[1] for entry in answer], [entry[0] for entry in answer])
 
 
-def differences(before: Spoken, after: Spoken) -> list[float]:
-    """Absolute differences of log-probabilities: of the prompt, and of the answer up to the first other token.
+# Of a fixed prompt amid the traffic: which, from which token on, and what was said.
+Busy = tuple[int, int, Spoken]
 
-    One that is no number is infinite.
+
+def differences(before: Spoken, after: Spoken) -> list[float]:
+    """Absolute differences of log-probabilities: of the prompt, and of the answer up to and with the first other token.
+
+    At that one the best log-probabilities are compared, which are close where two tokens are. A difference that is no
+    number is infinite.
 
     Raises:
         ValueError: they are not of the same prompt or number of tokens.
@@ -116,9 +127,9 @@ def differences(before: Spoken, after: Spoken) -> list[float]:
         raise ValueError(message + f"{len(before.tokens)} were there before")
     pairs = list(zip(before.prompt, after.prompt, strict=True))
     for index, (mine, yours) in enumerate(zip(before.tokens, after.tokens, strict=True)):
+        pairs.append((before.answer[index], after.answer[index]))
         if mine != yours:
             break
-        pairs.append((before.answer[index], after.answer[index]))
     found = [abs(a - b) for a, b in pairs]
     return [value if math.isfinite(value) else math.inf for value in found]
 
@@ -140,16 +151,16 @@ class Soak:
         self.fixed = [self._ids(tokens) for tokens in LENGTHS if tokens <= longest]
         self.counts = {"whole": 0, "hung_up": 0, "fixed": 0}
         self.failed: list[str] = []
-        self.busy: list[tuple[int, Spoken]] = []
+        self.busy: list[Busy] = []
 
     def _ids(self, tokens: int) -> list[int]:
         return self._draw.choices(self._vocab, k=tokens)
 
-    async def speak(self, http: aiohttp.ClientSession, index: int) -> Spoken:
-        """Asks a fixed prompt."""
+    async def speak(self, http: aiohttp.ClientSession, index: int, start: int = 0) -> Spoken:
+        """Asks a fixed prompt, and the log-probabilities of its tokens behind the one at `start`."""
         sampling = {"temperature": 0, "max_new_tokens": FIXED_TOKENS, "ignore_eos": True}
         wanted = {"input_ids": self.fixed[index], "sampling_params": sampling}
-        wanted |= {"return_logprob": True, "logprob_start_len": 0}
+        wanted |= {"return_logprob": True, "logprob_start_len": start}
         async with http.post(f"{self.url}/generate", json=wanted) as reply:
             if reply.status != 200:
                 message = f"fixed prompt {index}: {reply.status}, {(await reply.text())[:300]}"
@@ -176,13 +187,15 @@ class Soak:
     async def _one(self, http: aiohttp.ClientSession, began: float, step: Step) -> None:
         await asyncio.sleep(began + step.at - time.monotonic())
         if step.fixed is not None:
+            start = len(self.fixed[step.fixed]) // 2 if step.tokens_in % 2 else 0
             try:
-                self.busy.append((step.fixed, await self.speak(http, step.fixed)))
+                self.busy.append((step.fixed, start, await self.speak(http, step.fixed, start)))
                 self.counts["fixed"] += 1
             except (RuntimeError, aiohttp.ClientError, TimeoutError) as error:
                 self.failed.append(f"{type(error).__name__}: {error}")
             return
-        data = body(self._ids(step.tokens_in), step.tokens_out)
+        begin = [] if step.like is None else self.fixed[step.like][: step.tokens_in]
+        data = body(begin + self._ids(step.tokens_in - len(begin)), step.tokens_out)
         answer = await stream(http, self.url, data, step.stop_after)
         if answer.error is not None:
             self.failed.append(answer.error)
@@ -209,7 +222,7 @@ def left(url: str, limit: float) -> dict[str, int]:
 def judge(
     before: list[Spoken],
     after: list[Spoken],
-    busy: list[tuple[int, Spoken]],
+    busy: list[Busy],
     tolerance: float,
     busy_tolerance: float,
 ) -> dict[str, Any]:
@@ -225,13 +238,14 @@ def judge(
         )
         raise ValueError(message)
     alone = max(max(differences(a, b), default=0.0) for a, b in zip(before, after, strict=True))
-    means = [statistics.fmean(differences(before[i], spoken) or [0.0]) for i, spoken in busy]
+    then = [dataclasses.replace(before[i], prompt=before[i].prompt[start:]) for i, start, _ in busy]
+    means = [statistics.fmean(differences(a, spoken)) for a, (_, _, spoken) in zip(then, busy, strict=True)]
     return {
         "spread": round(spread, 4), "tolerance": tolerance, "busy_tolerance": busy_tolerance,
         "largest_difference_after": alone,
         "same_tokens_after": sum(a.tokens == b.tokens for a, b in zip(before, after, strict=True)),
         "largest_mean_difference_busy": max(means, default=0.0),
-        "same_tokens_busy": sum(before[i].tokens == spoken.tokens for i, spoken in busy), "asked_busy": len(busy),
+        "same_tokens_busy": sum(before[i].tokens == spoken.tokens for i, _, spoken in busy), "asked_busy": len(busy),
         "ok": alone <= tolerance and max(means, default=0.0) <= busy_tolerance,
     }  # fmt: skip
 

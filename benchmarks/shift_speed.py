@@ -18,7 +18,8 @@ SGLang sizes its KV cache by the memory that is free once the weights are loaded
 meanwhile for the weights' size. So processes start at once but build their engines one at a time (`--together`: all at
 once, and no word on the weights' memory), and every arm has KV slots for all tokens of the largest workload and no
 more: `max_total_tokens` (of `dp`, its Nth part a replica), the same memory in every arm. With `--one-after-another`
-each engine is alone and has SGLang's own sizes; ratios are then of times minutes apart.
+each engine is alone and has SGLang's own sizes; ratios are then of times minutes apart. Three arms of the 8B fit beside
+each other on GPUs of 140 GB, four do not: name `sp` in a command of its own. Those of the 70B do not fit at all.
 
 Figures are merged into the JSON that is there, so that arms or workloads can be measured one command at a time.
 """

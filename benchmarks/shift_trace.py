@@ -42,6 +42,7 @@ from trace_figures import ARMS, FIELDS, rank, row, series, show, summary
 NCCL_PORTS = FIRST_PORT + 50  # beside those of shift_speed.py
 STATE = "servers.json"
 SILENT_SECONDS = 240  # without a byte after which a request has failed
+WARM_LONGEST, WARM_REPEATS = 8192, 4
 PREPARE_SECONDS = 120  # at most, for the client's processes
 LEAD_SECONDS = 0.5  # from when all are ready to the trace's beginning
 TOY = traffic.Shape(
@@ -59,7 +60,7 @@ def arm_options(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         "shift": {**sequence, "enable_shift_parallel": True, "shift_parallel_threshold": args.threshold},
     }[arm]
     options |= {
-        "load_format": "auto" if args.model else "dummy", "skip_tokenizer_init": True, "disable_radix_cache": True,
+        "load_format": "auto" if args.model else "dummy", "skip_tokenizer_init": True, "disable_radix_cache": not args.radix_cache,
         "incremental_streaming_output": True, "quantization": args.quantization,
         "max_total_tokens": args.kv_tokens // args.gpus if arm == "dp" else args.kv_tokens,
     }  # fmt: skip
@@ -168,6 +169,7 @@ def play(args: argparse.Namespace) -> int:
         shape = dataclasses.replace(shape, seconds=args.seconds)
     requests = traffic.trace(shape, args.seed, args.scale)
     vocab = json.loads((Path(server["model"]) / "config.json").read_text())["vocab_size"]
+    asyncio.run(_warm(server["url"], min(WARM_LONGEST, shape.longest_in), vocab))
     before = told(server["url"])["shift"]
     rows = _play(server["url"], requests, vocab, args)
     content = {
@@ -207,6 +209,17 @@ def _client(url: str, requests: list[traffic.Request], vocab: int, seed: int) ->
         began.value = time.monotonic() + LEAD_SECONDS
     barrier.wait()
     return asyncio.run(_send(url, requests, bodies, began.value))
+
+
+async def _warm(url: str, longest: int, vocab: int) -> None:
+    """Prompts of every size, each often enough for every replica, then many at once; not measured."""
+    draw, tokens = random.Random(-1), range(3, vocab)
+    sizes = [2**power for power in range(longest.bit_length())]
+    async with session(SILENT_SECONDS) as http:
+        for size in [size for size in sizes for _ in range(WARM_REPEATS)]:
+            await stream(http, url, body(draw.choices(tokens, k=size), 8))
+        bodies = [body(draw.choices(tokens, k=min(512, longest)), 16) for _ in range(64)]
+        await asyncio.gather(*(stream(http, url, data) for data in bodies))
 
 
 async def _send(
@@ -290,6 +303,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     begin.add_argument(
         "--kv-tokens", type=int, default=393_216, help="KV slots of each arm; dp's replicas share them"
     )
+    begin.add_argument("--radix-cache", action="store_true", help="keep it; random prompts do not need it")
     begin.add_argument("--port", type=int, default=FIRST_PORT + 200, help="of the first server; +10 each")
     begin.add_argument(
         "--engine-option", type=common.key_value, action="append", default=[], metavar="KEY=VALUE"

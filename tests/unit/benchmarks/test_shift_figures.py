@@ -259,7 +259,7 @@ def test_a_soak_has_singles_and_bursts_and_clients_that_hang_up():
     assert 0.3 < sum(n for n in at_once if n == 1) / 5000 < 0.7
     assert sum(s.stop_after is not None for s in steps) / 5000 == pytest.approx(0.19, abs=0.02)
     assert {s.stop_after for s in steps} == {None, *range(11)}
-    assert {s.fixed for s in steps} == {None, *range(11)}
+    assert {s.fixed for s in steps} == {s.like for s in steps} == {None, *range(11)}
 
 
 def spoken(shift=0.0, tokens=(7, 8, 9)):
@@ -269,18 +269,20 @@ def spoken(shift=0.0, tokens=(7, 8, 9)):
 def test_answers_are_compared_up_to_the_first_other_token():
     soak = load("shift_soak")
     assert soak.differences(spoken(), spoken(0.25)) == pytest.approx([0.25, 0.25, 0.25, 0, 0])
-    assert soak.differences(spoken(), spoken(0.25, (5, 8, 9))) == pytest.approx([0.25, 0.25])
+    assert soak.differences(spoken(), spoken(0.25, (5, 8, 9))) == pytest.approx([0.25, 0.25, 0.25])
     with pytest.raises(ValueError, match="came"):
         soak.differences(spoken(), spoken(tokens=(7, 8)))
 
 
 def test_a_wrong_answer_fails_the_soak_and_dummy_weights_cannot_hide_it():
     soak = load("shift_soak")
-    fine = soak.judge([spoken()], [spoken(0.01)], [(0, spoken(0.1))], 0.05, 0.25)
+    fine = soak.judge([spoken()], [spoken(0.01)], [(0, 0, spoken(0.1))], 0.05, 0.25)
     assert fine["ok"]
     assert (fine["same_tokens_after"], fine["asked_busy"]) == (1, 1)
     assert not soak.judge([spoken()], [spoken(0.1)], [], 0.05, 0.25)["ok"]
-    assert not soak.judge([spoken()], [spoken()], [(0, spoken(0.6))], 0.05, 0.25)["ok"]
+    assert not soak.judge([spoken()], [spoken()], [(0, 0, spoken(0.6))], 0.05, 0.25)["ok"]
+    half = soak.Spoken([-3.0], [7, 8, 9], [-0.5, -0.6, -0.7])  # behind the second token
+    assert soak.judge([spoken()], [spoken()], [(0, 1, half)], 0.05, 0.25)["largest_mean_difference_busy"] == 0
     flat = soak.Spoken([-6.0, -6.0], [1], [-6.0])
     with pytest.raises(ValueError, match="spread"):
         soak.judge([flat], [flat], [], 0.05, 0.25)
@@ -291,7 +293,7 @@ def test_an_answer_that_is_no_number_fails_the_soak(value):
     soak = load("shift_soak")
     wrong = soak.Spoken([-1.0, -3.0], [7, 8, 9], [-0.5, value, -0.7])
     assert not soak.judge([spoken()], [wrong], [], 0.05, 0.25)["ok"]
-    assert not soak.judge([spoken()], [spoken()], [(0, wrong)], 0.05, 0.25)["ok"]
+    assert not soak.judge([spoken()], [spoken()], [(0, 0, wrong)], 0.05, 0.25)["ok"]
 
 
 def plot(*arguments):
@@ -306,8 +308,8 @@ def test_the_page_and_its_plots_are_current():
 
 def write_results(folder):
     origin = {"hardware": "4 x G", "commit": "abc", "date": "today"}
-    sizes = {"ttft 8192": [1, 8192, 1], "prefill": [32, 8192, 1], "decode 1": [1, 128, 257], "decode 64": [64, 128, 257],
-             "mix": [256, 2000, 250]}  # fmt: skip
+    known = load("workloads").workloads(False, 32, (8192,))
+    sizes = {name: [w.requests, w.tokens_in, w.tokens_out] for name, w in known.items()}
     speed = {
         "shape": "llama-3.1-8b", "quantization": None, "gpus": 4, "base_tp": 1, "sizes": sizes, "runs": [origin],
         "arms": speed_arms(), "table": speed_table(speed_arms()),
