@@ -60,7 +60,8 @@ def arm_options(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         "shift": {**sequence, "enable_shift_parallel": True, "shift_parallel_threshold": args.threshold},
     }[arm]
     options |= {
-        "load_format": "auto" if args.model else "dummy", "skip_tokenizer_init": True, "disable_radix_cache": not args.radix_cache,
+        "load_format": "auto" if args.model else "dummy", "skip_tokenizer_init": True,
+        "disable_radix_cache": not args.radix_cache,
         "incremental_streaming_output": True, "quantization": args.quantization,
         "max_total_tokens": args.kv_tokens // args.gpus if arm == "dp" else args.kv_tokens,
     }  # fmt: skip
