@@ -82,11 +82,40 @@ class Canvas:
             f"{html.escape(text)}</text>"
         )
 
+    def box(self, x: float, y: float, width: float, height: float, color: str, title: str = "") -> None:
+        """A filled rectangle, in pixels from its upper left corner; the title is a tooltip."""
+        end = f"><title>{html.escape(title)}</title></rect>" if title else "/>"
+        self.parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}"{end}'
+        )
+
+    def bar(self, x: float, width: float, value: float, color: str, label: str) -> None:
+        """A bar from 1 up or down to a value of the data, which stands at its end."""
+        top, bottom = self.y(max(value, 1)), self.y(min(value, 1))
+        self.box(x, top, width, max(1.0, bottom - top), color, f"{label}: {value:.2f}")
+        self.text(x + width / 2, top - 5 if value >= 1 else bottom + 14, f"{value:.2f}", anchor="middle")
+
     def svg(self) -> str:
         """The whole file."""
         size = f'width="{self.WIDTH}" height="{self.HEIGHT}" viewBox="0 0 {self.WIDTH} {self.HEIGHT}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12" fill="#222">'
         return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *self.parts, "</svg>", ""])
+
+
+def workload_title(workload: str, sizes: list[int]) -> str:
+    """A workload of `workloads.py` in words.
+
+    Args:
+        workload: its name.
+        sizes: requests, tokens in, tokens out.
+    """
+    requests, tokens_in, tokens_out = sizes
+    kind = workload.split()[0]
+    if kind == "ttft":
+        return f"time to first token, {tokens_in:,} tokens"
+    if kind == "decode":
+        return f"decode, {requests} at once"
+    return f"{kind}, {requests} x {tokens_in:,} in, {tokens_out:,} out"
 
 
 def share(value: float, low: float, high: float) -> float:

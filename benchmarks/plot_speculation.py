@@ -172,8 +172,7 @@ def plot(result: dict[str, Any]) -> str:
         left = canvas.LEFT + step * (index + 0.2)
         for place, (arm, color) in enumerate(COLORS.items()):
             if arm in row["over_none"]:
-                _bar(
-                    canvas,
+                canvas.bar(
                     left + place * step * 0.3,
                     step * 0.28,
                     1 / row["over_none"][arm],
@@ -187,16 +186,6 @@ def plot(result: dict[str, Any]) -> str:
         canvas.parts.append(f'<rect x="{x}" y="{canvas.TOP - 28}" width="12" height="12" fill="{color}"/>')
         canvas.text(x + 18, canvas.TOP - 18, TITLES[arm])
     return canvas.svg()
-
-
-def _bar(canvas: Canvas, x: float, width: float, speed: float, color: str, label: str) -> None:
-    top, bottom = canvas.y(max(speed, 1)), canvas.y(min(speed, 1))
-    height = max(1.0, bottom - top)
-    canvas.parts.append(
-        f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}">'
-        f"<title>{label}: {speed:.2f}</title></rect>"
-    )
-    canvas.text(x + width / 2, top - 5 if speed >= 1 else bottom + 14, f"{speed:.2f}", anchor="middle")
 
 
 def main() -> int:

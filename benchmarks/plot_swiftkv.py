@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from pages import Canvas, fill, share, update
+from pages import Canvas, fill, share, update, workload_title
 from shapes import MODELS, Model
 
 from swiftkv.cost import prefill_saved
@@ -63,7 +63,7 @@ def measured_table(found: dict[str, dict[str, Any]]) -> str:
         for workload, row in result["table"].items():
             if "ratio" in row:
                 limit = "" if row["limit"] is None else f"{row['limit']:.2f}"
-                title = _title(workload, result["sizes"][workload])
+                title = workload_title(workload, result["sizes"][workload])
                 lines.append(
                     f"| {title} | {row['unit']} | {row['stock']:,.2f} | {row['swiftkv']:,.2f} "
                     f"| {row['ratio']:.3f} | {limit} |"
@@ -176,16 +176,6 @@ def _steps() -> list[int]:
 
 def _saved(model: Model, tokens: int, floor: int) -> float:
     return prefill_saved(model.shape, tokens, model.layout(), floor)
-
-
-def _title(workload: str, sizes: list[int]) -> str:
-    requests, tokens_in, tokens_out = sizes
-    kind = workload.split()[0]
-    if kind == "ttft":
-        return f"time to first token, {tokens_in:,} tokens"
-    if kind == "decode":
-        return f"decode, {requests} at once"
-    return f"{kind}, {requests} x {tokens_in:,} in, {tokens_out:,} out"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ SGLang sizes its KV cache by the memory that is free once the weights are loaded
 meanwhile for the weights' size. So processes start at once but build their engines one at a time (`--together`: all at
 once, and no word on the weights' memory), and every arm has KV slots for all tokens of the largest workload and no
 more: `max_total_tokens` (of `dp`, its Nth part a replica), the same memory in every arm. With `--one-after-another`
-each engine is alone and has SGLang's own sizes; ratios are then of times minutes apart.
+each engine is alone and has SGLang's own sizes; ratios are then of times minutes apart. Three arms of the 8B fit beside
+each other on GPUs of 140 GB, four do not: name `sp` in a command of its own. Those of the 70B do not fit at all.
 
 Figures are merged into the JSON that is there, so that arms or workloads can be measured one command at a time.
 """
@@ -86,7 +87,7 @@ def compare(
         del row["faster_than"]["shift"]
         if bars and name in BARS:
             row |= _judged(row["faster_than"], *BARS[name])
-    weights = _weights(arms, base_tp)
+    weights = _weights(arms, base_tp, bars)
     return {**table, "weights": weights} if weights else table
 
 
@@ -99,12 +100,12 @@ def _judged(faster: dict[str, float], against: str, least: float, words: str) ->
     return {"bar": {**bar, "ratio": ratio, "met": ratio >= least}}
 
 
-def _weights(arms: dict[str, Any], base_tp: int) -> dict[str, Any] | None:
+def _weights(arms: dict[str, Any], base_tp: int, bars: bool) -> dict[str, Any] | None:
     """Memory of the weights of one GPU beside one copy, shared by `base_tp` GPUs, after the stock arms' figures."""
     found = {arm: about["weights_gib"] for arm, about in arms.items() if about.get("weights_gib")}
     full = found.get("dp") or found.get("tp", 0) * arms.get("tp", {}).get("options", {}).get("tp_size", 1)
     row: dict[str, Any] = {"unit": "GiB a GPU", "medians": found}
-    if full and "shift" in found:
+    if bars and full and "shift" in found:
         ratio = round(found["shift"] / (full / base_tp), 4)
         words = f"at most {COPY_BAR} of one copy shared by {base_tp}"
         bar = {"against": "one copy", "at_most": COPY_BAR, "stated": words}

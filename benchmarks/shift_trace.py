@@ -42,6 +42,7 @@ from trace_figures import ARMS, FIELDS, rank, row, series, show, summary
 NCCL_PORTS = FIRST_PORT + 50  # beside those of shift_speed.py
 STATE = "servers.json"
 SILENT_SECONDS = 240  # without a byte after which a request has failed
+WARM_LONGEST, WARM_REPEATS = 8192, 4
 PREPARE_SECONDS = 120  # at most, for the client's processes
 LEAD_SECONDS = 0.5  # from when all are ready to the trace's beginning
 TOY = traffic.Shape(
@@ -59,7 +60,8 @@ def arm_options(arm: str, args: argparse.Namespace) -> dict[str, Any]:
         "shift": {**sequence, "enable_shift_parallel": True, "shift_parallel_threshold": args.threshold},
     }[arm]
     options |= {
-        "load_format": "dummy", "skip_tokenizer_init": True, "disable_radix_cache": True,
+        "load_format": "auto" if args.model else "dummy", "skip_tokenizer_init": True,
+        "disable_radix_cache": not args.radix_cache,
         "incremental_streaming_output": True, "quantization": args.quantization,
         "max_total_tokens": args.kv_tokens // args.gpus if arm == "dp" else args.kv_tokens,
     }  # fmt: skip
@@ -74,9 +76,10 @@ def start(args: argparse.Namespace) -> int:
     """Starts the servers at once and waits for them; those that fail are ended and named."""
     args.folder.mkdir(parents=True, exist_ok=True)
     known = read_state(args.folder)
-    model = args.folder / "model"
-    model.mkdir(exist_ok=True)
-    (model / "config.json").write_text(json.dumps(MODELS[args.shape].config))
+    model = args.model or args.folder / "model"
+    if args.model is None:
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text(json.dumps(MODELS[args.shape].config))
     begun: dict[str, tuple[subprocess.Popen, str, Path]] = {}
     for arm in args.arms:
         if arm in known:
@@ -86,7 +89,8 @@ def start(args: argparse.Namespace) -> int:
         log = args.folder / f"{arm}.log"
         process = launch(model, port, flags(options), plugins(stock=arm in ("tp", "dp")), log, BESIDE)
         begun[arm] = process, f"http://127.0.0.1:{port}", log
-        known[arm] = {"pid": process.pid, "url": begun[arm][1], "options": options, "shape": args.shape}
+        known[arm] = {"pid": process.pid, "url": begun[arm][1], "options": options, "model": str(model)}
+        known[arm]["shape"] = model.name if args.model else args.shape
         write_state(args.folder, known)
     failed = 0
     with ThreadPoolExecutor(len(begun)) as pool:
@@ -165,11 +169,12 @@ def play(args: argparse.Namespace) -> int:
     if args.seconds is not None:
         shape = dataclasses.replace(shape, seconds=args.seconds)
     requests = traffic.trace(shape, args.seed, args.scale)
-    vocab = MODELS[server["shape"]].config["vocab_size"]
+    vocab = json.loads((Path(server["model"]) / "config.json").read_text())["vocab_size"]
+    asyncio.run(_warm(server["url"], min(WARM_LONGEST, shape.longest_in), vocab))
     before = told(server["url"])["shift"]
     rows = _play(server["url"], requests, vocab, args)
     content = {
-        **common.header(args.commit), "arm": args.arm, "model": server["shape"], "seed": args.seed,
+        **common.header(args.commit), "arm": args.arm, "shape": server["shape"], "seed": args.seed,
         "scale": args.scale, "trace": dataclasses.asdict(shape), "server": server,
         "shift_before": before, "shift_after": told(server["url"])["shift"], "fields": FIELDS, "requests": rows,
     }  # fmt: skip
@@ -207,6 +212,17 @@ def _client(url: str, requests: list[traffic.Request], vocab: int, seed: int) ->
     return asyncio.run(_send(url, requests, bodies, began.value))
 
 
+async def _warm(url: str, longest: int, vocab: int) -> None:
+    """Prompts of every size, each often enough for every replica, then many at once; not measured."""
+    draw, tokens = random.Random(-1), range(3, vocab)
+    sizes = [2**power for power in range(longest.bit_length())]
+    async with session(SILENT_SECONDS) as http:
+        for size in [size for size in sizes for _ in range(WARM_REPEATS)]:
+            await stream(http, url, body(draw.choices(tokens, k=size), 8))
+        bodies = [body(draw.choices(tokens, k=min(512, longest)), 16) for _ in range(64)]
+        await asyncio.gather(*(stream(http, url, data) for data in bodies))
+
+
 async def _send(
     url: str, requests: list[traffic.Request], bodies: list[bytes], began: float
 ) -> list[list[Any]]:
@@ -229,7 +245,7 @@ def report(args: argparse.Namespace) -> int:
     if not played:
         message = f"{args.folder} has no trace that was played"
         raise SystemExit(message)
-    keys = ("model", "trace", "seed", "scale", "hardware")
+    keys = ("shape", "trace", "seed", "scale", "hardware")
     first = next(iter(played.values()))
     other = [arm for arm, content in played.items() if any(content[key] != first[key] for key in keys)]
     if other:
@@ -258,7 +274,7 @@ def report(args: argparse.Namespace) -> int:
         if phase != "all":
             table.pop("tokens_per_second", None)  # of an open loop it is what was offered, and phases overlap
         content["tables"][phase] = table
-    common.write(args.name or f"shift_trace_{first['model']}", content, args.out, args.commit)
+    common.write(args.name or f"shift_trace_{first['shape']}", content, args.out, args.commit)
     print(show(content["tables"]))
     return 1 if any(about["phases"]["all"]["failed"] for about in content["arms"].values()) else 0
 
@@ -279,7 +295,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("start", "stop"):
         steps[name].add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     begin = steps["start"]
-    begin.add_argument("--shape", choices=MODELS, default="llama-3.1-8b")
+    begin.add_argument("--shape", choices=MODELS, default="llama-3.1-8b", help="of dummy weights")
+    begin.add_argument("--model", type=Path, help="a folder with weights instead")
     begin.add_argument("--quantization", help="of all arms: fp8")
     begin.add_argument("--gpus", type=int, default=4)
     begin.add_argument("--base-tp", type=int, default=1, help="GPUs that share one copy of shift's weights")
@@ -287,6 +304,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     begin.add_argument(
         "--kv-tokens", type=int, default=393_216, help="KV slots of each arm; dp's replicas share them"
     )
+    begin.add_argument("--radix-cache", action="store_true", help="keep it; random prompts do not need it")
     begin.add_argument("--port", type=int, default=FIRST_PORT + 200, help="of the first server; +10 each")
     begin.add_argument(
         "--engine-option", type=common.key_value, action="append", default=[], metavar="KEY=VALUE"

@@ -1,9 +1,13 @@
-"""The benchmarks of Shift Parallelism: the synthetic traffic, and what is made of figures."""
+"""The benchmarks of Shift Parallelism: synthetic traffic, what is made of figures, and the page that tells them."""
 
 import importlib
 import itertools
 import json
+import math
+import shutil
 import statistics
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -241,3 +245,128 @@ def test_figures_of_several_runs_are_merged_and_those_of_other_things_are_not(tm
     assert content["arms"]["dp"]["error"] == "short"
     with pytest.raises(ValueError, match="--fresh"):
         module.Record(args, {"shape": "other"}, dict)
+
+
+def test_a_soak_has_singles_and_bursts_and_clients_that_hang_up():
+    soak = load("shift_soak")
+    steps = soak.plan(5000, 60, 4096, 11, seed=2)
+    assert steps == soak.plan(5000, 60, 4096, 11, seed=2)
+    assert len(steps) == 5000
+    assert [s.at for s in steps] == sorted(s.at for s in steps)
+    assert all(0 <= s.at <= 60 and 1 <= s.tokens_in <= 4096 and 1 <= s.tokens_out <= 128 for s in steps)
+    at_once = [len(list(group)) for _, group in itertools.groupby(steps, key=lambda s: s.at)]
+    assert max(at_once) > 100
+    assert 0.3 < sum(n for n in at_once if n == 1) / 5000 < 0.7
+    assert sum(s.stop_after is not None for s in steps) / 5000 == pytest.approx(0.19, abs=0.02)
+    assert {s.stop_after for s in steps} == {None, *range(11)}
+    assert {s.fixed for s in steps} == {s.like for s in steps} == {None, *range(11)}
+
+
+def spoken(shift=0.0, tokens=(7, 8, 9)):
+    return load("shift_soak").Spoken([-1.0 + shift, -3.0 + shift], list(tokens), [-0.5 + shift, -0.6, -0.7])
+
+
+def test_answers_are_compared_up_to_the_first_other_token():
+    soak = load("shift_soak")
+    assert soak.differences(spoken(), spoken(0.25)) == pytest.approx([0.25, 0.25, 0.25, 0, 0])
+    assert soak.differences(spoken(), spoken(0.25, (5, 8, 9))) == pytest.approx([0.25, 0.25, 0.25])
+    with pytest.raises(ValueError, match="came"):
+        soak.differences(spoken(), spoken(tokens=(7, 8)))
+
+
+def test_a_wrong_answer_fails_the_soak_and_dummy_weights_cannot_hide_it():
+    soak = load("shift_soak")
+    fine = soak.judge([spoken()], [spoken(0.01)], [(0, 0, spoken(0.1))], 0.05, 0.25)
+    assert fine["ok"]
+    assert (fine["same_tokens_after"], fine["asked_busy"]) == (1, 1)
+    assert not soak.judge([spoken()], [spoken(0.1)], [], 0.05, 0.25)["ok"]
+    assert not soak.judge([spoken()], [spoken()], [(0, 0, spoken(0.6))], 0.05, 0.25)["ok"]
+    half = soak.Spoken([-3.0], [7, 8, 9], [-0.5, -0.6, -0.7])  # behind the second token
+    assert soak.judge([spoken()], [spoken()], [(0, 1, half)], 0.05, 0.25)["largest_mean_difference_busy"] == 0
+    flat = soak.Spoken([-6.0, -6.0], [1], [-6.0])
+    with pytest.raises(ValueError, match="spread"):
+        soak.judge([flat], [flat], [], 0.05, 0.25)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_answer_that_is_no_number_fails_the_soak(value):
+    soak = load("shift_soak")
+    wrong = soak.Spoken([-1.0, -3.0], [7, 8, 9], [-0.5, value, -0.7])
+    assert not soak.judge([spoken()], [wrong], [], 0.05, 0.25)["ok"]
+    assert not soak.judge([spoken()], [spoken()], [(0, 0, wrong)], 0.05, 0.25)["ok"]
+
+
+def plot(*arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "plot_shift.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_page_and_its_plots_are_current():
+    done = plot("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def write_results(folder):
+    origin = {"hardware": "4 x G", "commit": "abc", "date": "today"}
+    known = load("workloads").workloads(False, 32, (8192,))
+    sizes = {name: [w.requests, w.tokens_in, w.tokens_out] for name, w in known.items()}
+    speed = {
+        "shape": "llama-3.1-8b", "quantization": None, "gpus": 4, "base_tp": 1, "sizes": sizes, "runs": [origin],
+        "arms": speed_arms(), "table": speed_table(speed_arms()),
+    }  # fmt: skip
+    speed["arms"]["dp"]["error"] = "it broke"
+    (folder / "shift_speed_llama-3.1-8b.json").write_text(json.dumps(speed))
+    figures, traffic = load("trace_figures"), load("traffic")
+    answers = [
+        (
+            request(at=at, tokens_out=3),
+            {"sent": 100 + at, "first": 100.4 + at, "last": 100.5 + at, "tokens": 3},
+        )
+        for at in (1.0, 2.0, 30.0)
+    ]
+    arms = {}
+    for arm, options in {
+        "tp": {"tp_size": 4},
+        "shift": {"tp_size": 1, "ulysses_sequence_parallel_size": 4},
+    }.items():
+        made = rows(*answers)
+        arms[arm] = {"run": origin, "options": options, "series": figures.series(made, 60),
+                     "phases": {"all": figures.summary(made)}}  # fmt: skip
+    trace = {"seconds": 60, "period": traffic.Shape().period, "burst": traffic.Shape().burst}
+    tables = {"all": figures.rank({arm: about["phases"]["all"] for arm, about in arms.items()})}
+    content = {
+        "shape": "llama-3.1-8b",
+        "trace": trace,
+        "scale": 1.0,
+        "hardware": "4 x G",
+        "arms": arms,
+        "tables": tables,
+    }
+    (folder / "shift_trace_llama-3.1-8b.json").write_text(json.dumps(content))
+    soak = {**origin, "requests": 9252, "hung_up": 1800, "seconds": 121.0, "failed": 0,
+            "held_when_idle": {"num_used_tokens": 0}, "shift_after": {"steps": {"tp": 900, "sp": 30}, "switches": 44},
+            "answers": load("shift_soak").judge([spoken()], [spoken()], [], 0.05, 0.25)}  # fmt: skip
+    (folder / "shift_soak.json").write_text(json.dumps(soak))
+    (folder / "shift_speed_toy.json").write_text(json.dumps({"shape": "toy"}))
+
+
+def test_results_become_tables_bars_and_lines(tmp_path):
+    shutil.copy(ROOT / "docs" / "shift.md", tmp_path)
+    write_results(tmp_path)
+    arguments = ("--results", tmp_path, "--docs", tmp_path)
+    assert plot(*arguments, "--check").returncode == 1
+    done = plot(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert plot(*arguments, "--check").returncode == 0
+    page = (tmp_path / "shift.md").read_text()
+    row = "| time to first token, 8,192 tokens | ms | 80.00 | 208.00 | 60.00 | 1.333 | 3.467 |"
+    assert f"{row} at most 0.76 of tp's time: met, 1.333 |" in page
+    assert "at least 0.96 of dp's tokens/s: not met, 0.933 |" in page
+    assert "DP=4 ended early: it broke" in page
+    assert "| all | time to first token, median, ms | 400.00 | 400.00 | 1.000 |" in page
+    assert "| steps, tensor and sequence parallel | 900, 30 |" in page
+    assert "![shift-ttft](shift-ttft.svg)" in page
+    assert "shift, SP=4, ttft 8192: 1.33" in (tmp_path / "shift-speed.svg").read_text()
+    lines = (tmp_path / "shift-ttft.svg").read_text()
+    # two runs of points of each arm, of the two bins of 5 seconds in which requests came
+    assert (lines.count("<polyline"), lines.count("<circle")) == (4, 4)
