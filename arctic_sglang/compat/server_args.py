@@ -251,13 +251,16 @@ def _set_shift(args: Any, config: ArcticConfig) -> int:
         ValueError: the model or some settings are refused; all of those are named.
     """
     flag = f"--ulysses-sequence-parallel-size {config.ulysses_sequence_parallel_size}"
+    model = args.get_model_config()
+    quantized = getattr(model.hf_config, "quantization_config", None)
     refused = shift_limits.refusals({f.name: getattr(args, f.name) for f in dataclasses.fields(args)})
+    refused = refused or shift_limits.checkpoint_refusals(model.quantization, quantized)
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"{flag} does not go with:\n{listed}\nLeave these out, or the flag."
         raise ValueError(msg)
     sp = config.ulysses_sequence_parallel_size
-    shift_limits.heads_of(args.get_model_config().hf_config, Topology(args.tp_size // sp, sp))
+    shift_limits.heads_of(model.hf_config, Topology(args.tp_size // sp, sp))
     if not config.enable_shift_parallel:
         return 0
     threshold = parse_threshold(config.shift_parallel_threshold)

@@ -124,7 +124,9 @@ def packed(tensor: torch.Tensor, axes: Axes) -> torch.Tensor:
     return rows_first.clone(memory_format=torch.contiguous_format).movedim(0, axes.rows)
 
 
-def takes_part(form: Format, layer: Any, whole: torch.Tensor, part: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+def takes_part(
+    form: Format, layer: Any, whole: torch.Tensor, part: Callable[[torch.Tensor], torch.Tensor]
+) -> bool:
     """Whether a kernel computes with a part of a weight where it lies: some take the gaps between its rows for weights.
 
     That is no error anywhere, so it is tried, with random weights and scales of 1.
@@ -148,12 +150,16 @@ def takes_part(form: Format, layer: Any, whole: torch.Tensor, part: Callable[[to
     tensors = {"weight": view}
     for name, along in form.axes.items():
         if name.endswith("_scale"):
-            size = [view.shape[axes.rows] if d == along.rows else 1 for d in range(getattr(layer, name).dim())]
+            size = [
+                view.shape[axes.rows] if d == along.rows else 1 for d in range(getattr(layer, name).dim())
+            ]
             tensors[name] = torch.ones(size, device=device)
     seen = Seen(layer, tensors)
     filled = Seen(layer, tensors | {"weight": packed(view, axes)})
     for rows in _TRIED:
-        x = torch.empty(rows, view.shape[axes.columns], dtype=form.dtype, device=device).normal_(generator=generator)
+        x = torch.empty(rows, view.shape[axes.columns], dtype=form.dtype, device=device).normal_(
+            generator=generator
+        )
         wanted = form.product(filled, x, None)
         try:
             found = form.product(seen, x, None)

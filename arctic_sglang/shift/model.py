@@ -19,6 +19,8 @@ from arctic_sglang.shift.topology import Heads, Topology
 
 logger = logging.getLogger(__name__)
 
+_NOT_AGAIN = "weights that were quantised are not loaded again: start the server with the new ones"
+
 
 def topology_of(args: Any) -> Topology:
     """The ranks, from SGLang's arguments, whose `tp_size` counts all of them."""
@@ -59,7 +61,7 @@ def after_load(_result: None, runner: Any) -> None:
     layers.switch_last(model.logits_processor, shift, rows=1)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
-    runner.shift = shift
+    runner.shift, runner.switched = shift, switched
     if group.rank_in_group == 0:
         logger.info("arctic-sglang: %s", _told(shift, switched))
 
@@ -68,6 +70,20 @@ def after_internal_state(result: Any, scheduler: Any, _request: Any) -> Any:
     """Adds a section `shift` to what /server_info tells of a scheduler."""
     result.internal_state["shift"] = scheduler.tp_worker.model_runner.shift.told()
     return result
+
+
+def around_update(original: Any, updater: Any, *args: Any, **kwargs: Any) -> tuple[bool, str]:
+    """Refuses new weights where the old ones were quantised, which SGLang cannot do then either: loaders are gone.
+
+    Args:
+        original: SGLang's method.
+        updater: SGLang's object.
+        args: of the method.
+        kwargs: of the method.
+    """
+    if any(one.form.quantized for one in updater.get_model_runner().switched):
+        return False, _NOT_AGAIN
+    return original(updater, *args, **kwargs)
 
 
 def around_update_from_tensor(
@@ -83,7 +99,7 @@ def around_update_from_tensor(
     """
     if load_format == "direct":
         return False, "load_format 'direct' does not go with --ulysses-sequence-parallel-size: leave it out"
-    return original(updater, named_tensors, load_format)
+    return around_update(original, updater, named_tensors, load_format)
 
 
 def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched]:
@@ -190,11 +206,13 @@ def _switch_steps(model: Any, shift: Shift) -> None:
 
 
 def _keep_loadable(model: Any, switched: list[Switched]) -> None:
-    """New weights come as the first ones did."""
+    """New weights come as the first ones did, unless those were quantised."""
     load = model.load_weights
 
     @wraps(load)
     def load_weights(*args: Any, **kwargs: Any) -> Any:
+        if any(one.form.quantized for one in switched):
+            raise ValueError(_NOT_AGAIN)
         for one in switched:
             one.give()
         try:
@@ -208,11 +226,18 @@ def _keep_loadable(model: Any, switched: list[Switched]) -> None:
 
 def _told(shift: Shift, switched: list[Switched]) -> str:
     topology = shift.topology
-    size = sum(t.numel() * t.element_size() for one in switched for t in one.whole.values())
+    size = sum(tensor.nbytes for one in switched for tensor in one.whole.values())
+    copies = [one for one in switched if one.copied is not None]
+    copied = sum(one.copied.nbytes for one in copies) / 2**30
     return (
         f"Shift Parallelism over {topology.world} ranks, sequence groups {topology.sequence_groups()}: "
         f"{_modes(shift.policy)}; one copy of the linear layers, {size / 2**30:.2f} GiB a rank, where two would be "
         f"{size * (1 + 1 / topology.sp) / 2**30:.2f}"
+    ) + (
+        f"; {copied:.2f} GiB more for the parts of {len(copies)} of {len(switched)} layers, whose kernel does not "
+        "compute with a view"
+        if copies
+        else ""
     )
 
 
