@@ -68,15 +68,12 @@ def checkpoint_refusals(quantization: str | None, config: Mapping[str, Any] | No
     if config.get("weight_block_size"):
         found.append(f"a checkpoint with weight_block_size {config['weight_block_size']}")
     for name, group in config.get("config_groups", {}).items():
-        weights, rows = group.get("weights") or {}, group.get("input_activations")
-        kind = [weights.get(key) for key in ("type", "num_bits", "strategy")]
-        if kind not in (["float", 8, "tensor"], ["float", 8, "channel"]) or rows is None:
-            told = ", ".join(
-                f"{key} {value}" for key, value in zip(("type", "num_bits", "strategy"), kind, strict=True)
-            )
-            found.append(
-                f"a checkpoint whose {name} has weights of {told}, {'no ' * (rows is None)}input_activations"
-            )
+        weights = group.get("weights") or {}
+        kind, bits, scales = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
+        if (kind, bits) != ("float", 8) or scales not in ("tensor", "channel"):
+            found.append(f"a checkpoint whose {name} has {bits}-bit weights of type {kind}, a scale for each {scales}")
+        elif not group.get("input_activations"):
+            found.append(f"a checkpoint whose {name} quantises weights alone")
     return [f"{text}: {SWITCHED}" for text in found]
 
 

@@ -2,7 +2,7 @@
 
 `pytest tests/gpu/test_shift_fp8.py -m gpu -q -s` prints a line for each layer: by how much products differ (as a share
 of the largest number; 9: refused), whether the part had to be copied, and the medians of 20 runs with a view and with
-a copy. Where a view will not do, the figures in brackets are torch's kernel's with one, and how far it is from the copy.
+a copy. Where a view will not do, the figures in brackets are of torch's kernel with one, and how far it is off.
 """
 
 from types import SimpleNamespace
