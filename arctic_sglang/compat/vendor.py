@@ -19,6 +19,7 @@ _NAMES = {
     "get_context": "sglang.srt.runtime_context",
     "get_spec": "sglang.srt.runtime_context",
     "get_tp_group": "sglang.srt.distributed.parallel_state",
+    "graph_capture": "sglang.srt.distributed.parallel_state",
     "GraphSharedOutput": "sglang.srt.model_executor.graph_shared_output",
     "GrammarTree": "sglang.srt.speculative.spec_utils",
     "mambaish_config": "sglang.srt.configs.hybrid_arch",
@@ -137,6 +138,26 @@ def device_count() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def device_name(kind: str) -> str:
+    """What computes: the name of the first GPU, or the processor's architecture.
+
+    Args:
+        kind: "cuda" or "cpu".
+    """
+    import platform
+
+    import torch
+
+    return torch.cuda.get_device_name() if kind == "cuda" else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a step's time depends on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("arctic-sglang", "sglang", "torch")}
 
 
 def setproctitle(title: str) -> None:

@@ -1,4 +1,4 @@
-"""How a layer's weights lie and how a product with them is computed: a format for each way of storing them. Pure torch.
+"""How a layer's weights lie and how a product with them is computed: one format for each way to store them. Pure torch.
 
 Weights as they were made are [out, in]; SGLang keeps those in fp8 transposed, [in, out], with a scale for the whole
 weight or one for each output. What `Switched` does with a layer - put its rows in order, cut out a part - is the same

@@ -10,15 +10,15 @@ does in sequence parallelism is said here, and only while such a step runs.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from arctic_sglang.shift import formats, layout, weights
+from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
 from arctic_sglang.shift.formats import Format, Seen
-from arctic_sglang.shift.policy import Mode, Policy
+from arctic_sglang.shift.policy import Mode, Policy, Timing
 from arctic_sglang.shift.topology import Tokens, Topology
 from arctic_sglang.shift.weights import Int64
 
@@ -35,10 +35,12 @@ class Shift:
         policy: which step gets which mode.
         exchange: how ranks of a sequence group reach each other.
         tokens: of the step, while one runs in sequence parallelism; None: everything is tensor parallel.
+        ran: the last step that ran here, as mode and tokens, until somebody takes it.
         steps: by mode.
         counted: tokens of those steps.
         switches: steps in another mode than the one before.
         last: the mode of the step before.
+        timings: by which the threshold was chosen; none where it was given.
     """
 
     topology: Topology
@@ -46,10 +48,13 @@ class Shift:
     policy: Policy
     exchange: Exchange
     tokens: Tokens | None = None
+    ran: tuple[Mode, int] | None = None
     steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
     counted: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
     switches: int = 0
     last: Mode | None = None
+    timings: list[Timing] = field(default_factory=list)
+    _running: bool = False
 
     @property
     def position(self) -> int:
@@ -64,26 +69,39 @@ class Shift:
             "steps": {mode.value: count for mode, count in self.steps.items()},
             "tokens": {mode.value: count for mode, count in self.counted.items()},
             "switches": self.switches,
+            "timings": [asdict(timing) for timing in self.timings],
         }
 
     @contextmanager
-    def step(self, count: int, mode: Mode | None = None) -> Iterator[Mode]:
-        """Runs a step in its mode, whatever becomes of it.
+    def step(self, count: int, mode: Mode | None = None) -> Iterator[None]:
+        """Runs a step in its mode, whatever becomes of it; within a step, what it runs belongs to it.
 
         Args:
             count: its tokens, as the kernels see them.
             mode: that it must have; None: as the policy says.
         """
+        if self._running:
+            yield
+            return
         mode = mode or self.policy.mode(count)
+        self.tokens = Tokens(count, self.topology.sp) if mode is Mode.SEQUENCE else None
+        self._running, self.ran = True, (mode, count)
+        try:
+            yield
+        finally:
+            self._running, self.tokens = False, None
+
+    def count(self, mode: Mode, tokens: int) -> None:
+        """Takes note of a step that a request had.
+
+        Args:
+            mode: of the step.
+            tokens: as the kernels saw them.
+        """
         self.steps[mode] += 1
-        self.counted[mode] += count
+        self.counted[mode] += tokens
         self.switches += self.last not in (None, mode)
         self.last = mode
-        self.tokens = Tokens(count, self.topology.sp) if mode is Mode.SEQUENCE else None
-        try:
-            yield mode
-        finally:
-            self.tokens = None
 
 
 class Switched(ABC):
@@ -186,9 +204,7 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        product = self.product(x)
-        sent = layout.send_rows(product, tokens.sp)
-        return layout.received_heads(self.shift.exchange.all_to_all(sent), tokens)
+        return self.shift.exchange.to_heads(self.product(x), tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -217,7 +233,7 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        return self._sum(layout.received_rows(self.shift.exchange.all_to_all(layout.send_heads(x, tokens))))
+        return self._sum(self.shift.exchange.to_rows(x, tokens))
 
 
 def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], shift: Shift) -> None:
