@@ -16,6 +16,15 @@ def _row(
     )  # fmt: skip
 
 
+def _updates(source: str) -> Seam:
+    return _row(
+        f"update_{source}",
+        f"model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_{source}",
+        "Quantised weights cannot be loaded again.", kind=Kind.AROUND,
+        hook="arctic_sglang.shift.model:around_update", params=("self",),
+    )  # fmt: skip
+
+
 def _sized(name: str, layer: str) -> Seam:
     return _row(
         name, f"layers.linear.{layer}.__init__", "A layer is loaded for the base tensor parallelism.",
@@ -51,6 +60,17 @@ ROWS: tuple[Seam, ...] = (
     _row("updater", "model_executor.model_runner_components.weight_updater.WeightUpdater.update_weights_from_tensor",
          "One of its ways would write to a part of the weights.", kind=Kind.AROUND,
          hook="arctic_sglang.shift.model:around_update_from_tensor", params=("self", "named_tensors", "load_format")),
+    _updates("disk"), _updates("distributed"), _updates("ipc"),
+    _row("updating", "model_executor.model_runner_components.weight_updater.WeightUpdater", "Whose weights they are.",
+         members=("get_model_runner",)),
+    _row("plain", "layers.quantization.unquant.UnquantizedLinearMethod", "torch's linear.", members=("apply",)),
+    _row("fp8", "layers.quantization.fp8.Fp8LinearMethod", "Keeps an fp8 weight transposed, scales of rows with it.",
+         members=("apply", "use_marlin", "block_quant", "process_weights_after_loading")),
+    _row("ct", "layers.quantization.compressed_tensors.compressed_tensors.CompressedTensorsLinearMethod",
+         "Asks the scheme of a layer.", members=("apply",)),
+    _row("ct_fp8",
+         "layers.quantization.compressed_tensors.schemes.compressed_tensors_w8a8_fp8.CompressedTensorsW8A8Fp8",
+         "Does as Fp8LinearMethod.", members=("apply_weights", "weight_block_size", "process_weights_after_loading")),
     _row("column", "layers.linear.ColumnParallelLinear", "Is switched.", members=("forward", "weight_loader")),
     _row("merged", "layers.linear.MergedColumnParallelLinear", "Gate and up.", members=("output_partition_sizes",)),
     _row("qkv", "layers.linear.QKVParallelLinear", "Query, key and value.", members=("head_size", "v_head_size")),

@@ -254,14 +254,17 @@ def _set_shift(args: Any, config: ArcticConfig) -> int | str:
         ValueError: the model or some settings are refused; all of those are named.
     """
     flag = f"--ulysses-sequence-parallel-size {config.ulysses_sequence_parallel_size}"
+    model = args.get_model_config()
+    quantized = getattr(model.hf_config, "quantization_config", None)
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
     refused = shift_limits.refusals(settings | {"prefill_graph": args.cuda_graph_config.prefill.backend})
+    refused = refused or shift_limits.checkpoint_refusals(model.quantization, quantized)
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"{flag} does not go with:\n{listed}\nLeave these out, or the flag."
         raise ValueError(msg)
     sp = config.ulysses_sequence_parallel_size
-    shift_limits.heads_of(args.get_model_config().hf_config, Topology(args.tp_size // sp, sp))
+    shift_limits.heads_of(model.hf_config, Topology(args.tp_size // sp, sp))
     return parse_threshold(config.shift_parallel_threshold) if config.enable_shift_parallel else 0
 
 

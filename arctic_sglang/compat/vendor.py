@@ -37,7 +37,7 @@ _NAMES = {
     "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
     "RadixAttention": "sglang.srt.layers.radix_attention",
     "CompressedTensorsLinearMethod": "sglang.srt.layers.quantization.compressed_tensors.compressed_tensors",
-    "CompressedTensorsW8A8Fp8": "sglang.srt.layers.quantization.compressed_tensors.schemes",
+    "CompressedTensorsW8A8Fp8": "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors_w8a8_fp8",
     "configure_logger": "sglang.srt.utils.common",
     "configure_scheduler_process": "sglang.srt.managers.scheduler",
     "CpuDeviceMixin": "sglang.srt.platforms.cpu",

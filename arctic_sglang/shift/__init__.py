@@ -7,5 +7,6 @@ tokens for heads around attention alone (Ulysses, https://arxiv.org/abs/2309.145
 https://arxiv.org/abs/2509.16495).
 
 `topology` says which rank holds what, `policy` which kind of parallelism a step gets, `weights` in which order rows
-are stored so that a share is a view, `layout` how the tensors that travel are laid out. All four are pure.
+are stored so that a share is a view, `formats` which dimension that is in the ways to store them, `layout` how the
+tensors that travel are laid out. All five are pure.
 """

@@ -1,10 +1,10 @@
 """Linear layers that change their mode from step to step, over one copy of their weights.
 
-A layer here is anything like SGLang's: parameters `weight`, `bias` (or None) and others that its format names, `tp_rank`
-and `tp_size`, and `forward(x)`, which returns the product and a bias to add later (None). It was made and loaded for
-the base tensor parallelism. `take` puts its weights in the order of the parts, and leaves it with its part of them as its own
-`weight`: from then on it is, to itself and to SGLang, a layer of tensor parallelism over all ranks. What it does in
-sequence parallelism is said here, and only while such a step runs.
+A layer here is anything like SGLang's: parameters `weight`, `bias` (or None) and others that its format names,
+`tp_rank` and `tp_size`, and `forward(x)`, which returns the product and a bias to add later (None). It was made and
+loaded for the base tensor parallelism. `take` puts its weights in the order of the parts, and leaves it with its part
+of them as its own: from then on it is, to itself and to SGLang, a layer of tensor parallelism over all ranks. What it
+does in sequence parallelism is said here, and only while such a step runs.
 """
 
 from abc import ABC, abstractmethod

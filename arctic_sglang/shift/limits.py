@@ -10,6 +10,8 @@ from arctic_sglang.shift.topology import Heads, Topology, check_divides
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
+QUANTIZATIONS = ("fp8", "compressed-tensors")
+# Then a part of them is rows or columns of them, with its own scales or with all of them.
 SWITCHED = "weights may be plain, or in fp8 with one scale for a weight or one for each of its rows"
 
 # setting: (the values that are fine, flag, reason)
@@ -23,7 +25,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "attn_cp_size": ((1,), "--attn-cp-size", "it shares out tokens too, and keeps another cache"),
     "dcp_size": ((1,), "--dcp-size", "it shares out the cache by tokens, and here it is by heads"),
     "enable_lora": ((False, None), "--enable-lora", "adapters go by token, and a rank has a share of them"),
-    "quantization": ((None,), "--quantization", "not yet: a part of quantised weights is no view of them"),
+    "quantization": ((None, *QUANTIZATIONS), "--quantization", SWITCHED),
     "torchao_config": (("", None), "--torchao-config", "it changes weights after they are loaded"),
     "is_embedding": ((False,), "--is-embedding", "not yet"),
     "speculative_algorithm": ((None,), "--speculative-algorithm", "not yet"),
@@ -55,6 +57,31 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
         for name, (fine, flag, reason) in _ONLY.items()
         if name in settings and settings[name] not in fine
     ]
+
+
+def checkpoint_refusals(quantization: str | None, config: Mapping[str, Any] | None) -> list[str]:
+    """Why a checkpoint's weights cannot be switched; empty if they can.
+
+    Args:
+        quantization: as SGLang names it; None: they are not quantised.
+        config: `quantization_config` of config.json; None: it has none.
+    """
+    found = []
+    if quantization not in (None, *QUANTIZATIONS):
+        found.append(f"a checkpoint in {quantization}")
+    config = config or {}
+    if config.get("weight_block_size"):
+        found.append(f"a checkpoint with weight_block_size {config['weight_block_size']}")
+    for name, group in config.get("config_groups", {}).items():
+        weights = group.get("weights") or {}
+        kind, bits, scales = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
+        if (kind, bits) != ("float", 8) or scales not in ("tensor", "channel"):
+            found.append(
+                f"a checkpoint whose {name} has {bits}-bit weights of type {kind}, a scale for each {scales}"
+            )
+        elif not group.get("input_activations"):
+            found.append(f"a checkpoint whose {name} quantises weights alone")
+    return [f"{text}: {SWITCHED}" for text in found]
 
 
 def heads_of(config: Any, topology: Topology) -> Heads:

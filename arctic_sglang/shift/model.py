@@ -25,6 +25,8 @@ from arctic_sglang.shift.topology import Heads, Topology
 
 logger = logging.getLogger(__name__)
 
+_NOT_AGAIN = "weights that were quantised are not loaded again: start the server with the new ones"
+
 
 def topology_of(args: Any) -> Topology:
     """The ranks, from SGLang's arguments, whose `tp_size` counts all of them."""
@@ -69,7 +71,7 @@ def after_load(_result: None, runner: Any) -> None:
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
     _get_ready(runner, shift, auto=threshold == AUTO)
-    runner.shift = shift
+    runner.shift, runner.switched = shift, switched
     if group.rank_in_group == 0:
         logger.info("arctic-sglang: %s", _told(shift, switched))
 
@@ -99,6 +101,20 @@ def after_internal_state(result: Any, scheduler: Any, _request: Any) -> Any:
     return result
 
 
+def around_update(original: Any, updater: Any, *args: Any, **kwargs: Any) -> tuple[bool, str]:
+    """Refuses new weights where the old ones were quantised, which SGLang cannot do then either: loaders are gone.
+
+    Args:
+        original: SGLang's method.
+        updater: SGLang's object.
+        args: of the method.
+        kwargs: of the method.
+    """
+    if any(one.form.quantized for one in updater.get_model_runner().switched):
+        return False, _NOT_AGAIN
+    return original(updater, *args, **kwargs)
+
+
 def around_update_from_tensor(
     original: Any, updater: Any, named_tensors: Any, load_format: Any = None
 ) -> tuple[bool, str]:
@@ -112,7 +128,7 @@ def around_update_from_tensor(
     """
     if load_format == "direct":
         return False, "load_format 'direct' does not go with --ulysses-sequence-parallel-size: leave it out"
-    return original(updater, named_tensors, load_format)
+    return around_update(original, updater, named_tensors, load_format)
 
 
 def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched]:
@@ -261,11 +277,13 @@ def _in_its_mode(forward: Any, shift: Shift) -> Any:
 
 
 def _keep_loadable(model: Any, switched: list[Switched]) -> None:
-    """New weights come as the first ones did."""
+    """New weights come as the first ones did, unless those were quantised."""
     load = model.load_weights
 
     @wraps(load)
     def load_weights(*args: Any, **kwargs: Any) -> Any:
+        if any(one.form.quantized for one in switched):
+            raise ValueError(_NOT_AGAIN)
         for one in switched:
             one.give()
         try:
@@ -284,11 +302,16 @@ def _told(shift: Shift, switched: list[Switched]) -> str:
         way = (
             f"symmetric memory, {exchange.bytes / 2**30:.2f} GiB a rank for steps of {exchange.tokens} tokens"
         )
-    size = sum(t.numel() * t.element_size() for one in switched for t in one.whole.values())
+    size = sum(tensor.nbytes for one in switched for tensor in one.whole.values())
+    copied = [one.copied.nbytes for one in switched if one.copied is not None]
+    copies = (
+        f", and {sum(copied) / 2**30:.2f} GiB for copies of the parts of {len(copied)} of {len(switched)} layers, as "
+        "their kernel does not compute with a view"
+    )
     return (
         f"Shift Parallelism over {topology.world} ranks, sequence groups {topology.sequence_groups()}: "
-        f"{_modes(shift)}; one copy of the linear layers, {size / 2**30:.2f} GiB a rank, where two would be "
-        f"{size * (1 + 1 / topology.sp) / 2**30:.2f}; exchanged over {way}"
+        f"{_modes(shift)}; one copy of the linear layers, {size / 2**30:.2f} GiB a rank{copies if copied else ''}, "
+        f"where two would be {size * (1 + 1 / topology.sp) / 2**30:.2f}; exchanged over {way}"
     )
 
 

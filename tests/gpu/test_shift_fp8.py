@@ -1,7 +1,8 @@
 """Parts of fp8 weights against contiguous copies of the same parts, with SGLang's layers and kernels. One GPU.
 
 `pytest tests/gpu/test_shift_fp8.py -m gpu -q -s` prints a line for each layer: by how much products differ (as a share
-of the largest number), whether the part had to be copied, and the medians of 20 runs with a view and with a copy.
+of the largest number; 9: refused), whether the part had to be copied, and the medians of 20 runs with a view and with
+a copy. Where a view will not do, the figures in brackets are of torch's kernel with one, and how far it is off.
 """
 
 from types import SimpleNamespace
@@ -251,14 +252,13 @@ def check_layer(kind, case, sp, evict):
         if not copied:
             times.append(f"{median_us(lambda x=x, apply=apply: apply(seen, x), evict):.0f}/{copy:.0f}")
         elif (why := refusal(lambda x=x: rowwise(seen, x))) is not None:
-            times.append(f"-/{copy:.0f} (torch: {why[:60]})")
+            times.append(f"({why[:40]})/{copy:.0f}")
         else:
             far_off = apart(rowwise(seen, x), apply(wanted, x))
-            torch_us = median_us(lambda x=x: rowwise(seen, x), evict)
-            times.append(f"-/{copy:.0f} (torch {torch_us:.0f}, {far_off:.4f} apart)")
+            times.append(f"({median_us(lambda x=x: rowwise(seen, x), evict):.0f}, {far_off:.4f})/{copy:.0f}")
     print(
-        f"{kind:17} sp={sp} {case.name:12} part {worst:.5f} whole {far:.3f} bare view {max(bares):.4f} "
-        f"{'COPY' if copied else 'view'} us view/copy at {TIMED} rows: {' '.join(times)}",
+        f"{kind:17} {sp} {case.name:12} {worst:.5f} {far:.3f} {max(bares):.4f} {'COPY' if copied else 'view'} "
+        f"{' '.join(times)}",
         flush=True,
     )
     assert worst <= ROUNDING
@@ -269,7 +269,9 @@ def check_layer(kind, case, sp, evict):
 def test_products_with_parts_are_those_of_contiguous_copies(kind, model):
     hidden, inner, heads, kv = MODELS[model]
     evict = torch.empty(2**28, dtype=torch.uint8)
-    print(f"\n{model}")
+    print(
+        f"\n{model}: format, ranks, layer; apart: part, whole from float32, view; us of view/copy at {TIMED} rows"
+    )
     for layer, sizes, columns in (
         ("qkv_proj", [heads * DIM, kv * DIM, kv * DIM], hidden), ("o_proj", [hidden], heads * DIM),
         ("gate_up_proj", [inner, inner], hidden), ("down_proj", [hidden], inner),
@@ -286,18 +288,15 @@ def test_odd_parts_are_right_or_refused_at_the_start(kind):
     # Whole, 1,360 columns are a multiple of 16; a part of 680 is none.
     for layer, sizes, columns in (("gate_up_proj", [1360, 1360], 256), ("down_proj", [256], 1360)):
         case = Case(kind, layer, sizes, columns)
-        try:
-            worst, bare, switched, *_ = check_part(case, 2, 1)
-        except ValueError as error:
-            assert "there is no product with a part [680, 256]" in str(error)
-            _, tensors = None, {"weight": case.loaded["weight"][680:].t().contiguous().t()}
-            seen, x = formats.Seen(case.layer, tensors | {"weight_scale": case.loaded["weight_scale"]}), None
-            x = case.random(5, 680).bfloat16()
-            assert (
-                refusal(lambda seen=seen, x=x, case=case: case.layer.quant_method.apply(seen, x)) is not None
-            )
-            print(f"\n{kind} {layer}: refused: {str(error).splitlines()[0]}")
+        filled = {"weight": case.loaded["weight"][680:].t().contiguous().t()}
+        seen, x = formats.Seen(case.layer, filled), case.random(5, 680).bfloat16()
+        why = refusal(lambda seen=seen, x=x, case=case: case.layer.quant_method.apply(seen, x))
+        if layer == "down_proj" and why is not None:
+            with pytest.raises(ValueError, match=r"there is no product with a part \[680, 256\]"):
+                check_part(case, 2, 1)
+            print(f"\n{kind} {layer}: refused: {why}")
             continue
+        worst, bare, switched, *_ = check_part(case, 2, 1)
         print(f"\n{kind} {layer}: part {worst:.5f} bare view {bare:.4f} copied {switched.copied is not None}")
         assert worst <= ROUNDING
         check_whole(case, switched)

@@ -20,6 +20,7 @@ LAYERS = {
     "arctic_sglang.shift.policy": 0,
     "arctic_sglang.shift.weights": 0,
     "arctic_sglang.shift.layout": 0,
+    "arctic_sglang.shift.formats": 0,
     "arctic_sglang.shift.exchange": 0,
     "arctic_sglang.shift.push": 0,
     "arctic_sglang.shift.symmetric": 0,

@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from arctic_sglang.shift import layers, weights
+from arctic_sglang.shift import formats, layers, weights
 from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.policy import Policy
 from arctic_sglang.shift.topology import Heads, Topology
@@ -21,18 +21,33 @@ DIM, HIDDEN, INNER, VOCABULARY, LAYERS = 4, 24, 24, 24, 2
 class Linear(nn.Module):
     """As SGLang's layers are: a row parallel one adds up over all ranks, and its bias once."""
 
-    def __init__(self, weight, bias, add=None):
+    def __init__(self, weight, bias, scale=None, add=None):
         super().__init__()
-        self.weight, self.bias, self.add = nn.Parameter(weight.clone()), nn.Parameter(bias.clone()), add
+        self.bias, self.add = nn.Parameter(bias.clone()), add
+        if scale is None:
+            self.weight, self.form = nn.Parameter(weight.clone()), formats.PLAIN
+        else:  # transposed, as SGLang keeps fp8
+            self.weight = nn.Parameter(
+                (weight / scale[:, None]).to(torch.float8_e4m3fn).t(), requires_grad=False
+            )
+            self.weight_scale = nn.Parameter(scale[None, :])
+            self.form = formats.fp8(self, torch.float64, scaled_packed)
         self.tp_rank, self.tp_size = None, None
 
     def forward(self, x):
         if self.add is None:
-            return linear(x, self.weight, self.bias), None
-        product = linear(x, self.weight, self.bias if self.tp_rank == 0 else None)
+            return self.form.product(self, x, self.bias), None
+        product = self.form.product(self, x, self.bias if self.tp_rank == 0 else None)
         if self.tp_size > 1:
             distributed.all_reduce(product, group=self.add)
         return product, None
+
+
+def scaled_packed(layer, x, bias):
+    """A product with an fp8 weight [in, out] by a kernel that knows no gaps between its columns."""
+    weight = layer.weight.as_strided(layer.weight.shape, (1, len(layer.weight)))
+    product = x @ weight.to(x.dtype) * layer.weight_scale
+    return product if bias is None else product + bias
 
 
 class Embedding(nn.Module):
@@ -64,20 +79,28 @@ class Logits(nn.Module):
         return rows @ self.table.T
 
 
-def weights_of(heads):
-    """The model's, the same on every rank."""
+def weights_of(heads, fp8):
+    """The model's, the same on every rank: weight, bias and, in fp8, the scale of each row."""
     generator = torch.Generator().manual_seed(heads.query)
 
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64) / 4
 
+    def linear_of(rows, columns):
+        weight = random(rows, columns)
+        if not fp8:
+            return weight, random(rows)
+        scale = weight.abs().amax(1) / 448
+        rounded = (weight / scale[:, None]).to(torch.float8_e4m3fn).to(weight.dtype)
+        return rounded * scale[:, None], random(rows), scale
+
     sizes = {"q": heads.query * DIM, "k": heads.kv * DIM, "v": heads.kv * DIM, "gate": INNER, "up": INNER}
     found = {"table": random(VOCABULARY, HIDDEN), "layers": []}
     for _ in range(LAYERS):
-        layer = {name: (random(rows, HIDDEN), random(rows)) for name, rows in sizes.items()}
+        layer = {name: linear_of(rows, HIDDEN) for name, rows in sizes.items()}
         layer |= {
-            "o": (random(HIDDEN, heads.query * DIM), random(HIDDEN)),
-            "down": (random(HIDDEN, INNER), random(HIDDEN)),
+            "o": linear_of(HIDDEN, heads.query * DIM),
+            "down": linear_of(HIDDEN, INNER),
         }
         found["layers"].append(layer)
     return found
@@ -86,9 +109,9 @@ def weights_of(heads):
 class Decoder:
     """This rank's part of the decoder, loaded for the base tensor parallelism."""
 
-    def __init__(self, heads, rank, group):
-        self.heads, self.rank, topology = heads, rank, heads.topology
-        known, shard = weights_of(heads), topology.shard(rank)
+    def __init__(self, heads, rank, group, fp8):
+        self.heads, self.rank, self.fp8, topology = heads, rank, fp8, heads.topology
+        known, shard = weights_of(heads, fp8), topology.shard(rank)
         query, kv = (
             slice(of.start * DIM, of.stop * DIM)
             for of in (heads.query_of_shard(shard), heads.kv_of_shard(shard))
@@ -104,10 +127,10 @@ class Decoder:
                 ("gate_up", (("gate", inner), ("up", inner))),
             ):
                 made[name] = Linear(
-                    *(torch.cat([layer[of][which][rows] for of, rows in parts]) for which in (0, 1))
+                    *(torch.cat([layer[of][which][rows] for of, rows in parts]) for which in range(2 + fp8))
                 )
             for name, columns in (("o", query), ("down", inner)):
-                made[name] = Linear(layer[name][0][:, columns], layer[name][1], add=group)
+                made[name] = Linear(layer[name][0][:, columns], *layer[name][1:], add=group)
             self.layers.append(made)
         self.cache = []
 
@@ -117,9 +140,11 @@ class Decoder:
         self.switched = []
         for layer in self.layers:
             self.switched += [
-                layers.SwitchedQkv(layer["qkv"], shift, order), layers.SwitchedOutput(layer["o"], shift),
-                layers.SwitchedGateUp(layer["gate_up"], shift, merged), layers.SwitchedRow(layer["down"], shift),
-            ]  # fmt: skip
+                layers.SwitchedQkv(layer["qkv"], shift, order, layer["qkv"].form),
+                layers.SwitchedOutput(layer["o"], shift, form=layer["o"].form),
+                layers.SwitchedGateUp(layer["gate_up"], shift, merged, layer["gate_up"].form),
+                layers.SwitchedRow(layer["down"], shift, form=layer["down"].form),
+            ]
         layers.switch_embedding(self.embedding, self.embedding.embed, shift)
         layers.switch_last(self.logits, shift, rows=1)
 
@@ -141,26 +166,27 @@ class Decoder:
         return found.transpose(0, 1).reshape(len(qkv), -1)
 
 
-def reference(heads, ids):
+def reference(heads, ids, fp8):
     """One process with everything; keys and values of all heads."""
-    known = weights_of(heads)
+    known = weights_of(heads, fp8)
     rows, cache = known["table"][ids], []
     for layer in known["layers"]:
-        q, k, v = (linear(rows, *layer[name]) for name in "qkv")
+        q, k, v = (linear(rows, *layer[name][:2]) for name in "qkv")
         cache.append((k, v))
         q, k, v = (x.reshape(len(x), -1, DIM).transpose(0, 1) for x in (q, k, v))
         repeat = heads.query // heads.kv
         found = scaled_dot_product_attention(
             q, k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0), is_causal=True
         )
-        rows = rows + linear(found.transpose(0, 1).reshape(len(rows), -1), *layer["o"])
-        rows = rows + linear(silu(linear(rows, *layer["gate"])) * linear(rows, *layer["up"]), *layer["down"])
+        rows = rows + linear(found.transpose(0, 1).reshape(len(rows), -1), *layer["o"][:2])
+        gate, up = (linear(rows, *layer[name][:2]) for name in ("gate", "up"))
+        rows = rows + linear(silu(gate) * up, *layer["down"][:2])
     return rows @ known["table"].T, cache
 
 
 def apart(decoder, heads, ids):
     """How far this rank's logits, keys and values are from those of one process."""
-    wanted, wanted_cache = reference(heads, ids)
+    wanted, wanted_cache = reference(heads, ids, decoder.fp8)
     found = decoder(ids)
     own = heads.kv_of_rank(decoder.rank)
     columns = slice(own.start * DIM, own.stop * DIM)
@@ -173,9 +199,9 @@ def apart(decoder, heads, ids):
     return float(torch.stack(errors).max())
 
 
-def case(topology, kv, threshold, rank, group):
+def case(topology, kv, threshold, rank, group, fp8):
     heads = Heads(topology, 12 if 12 % topology.world == 0 else topology.world, kv)
-    decoder = Decoder(heads, rank, group)
+    decoder = Decoder(heads, rank, group, fp8)
     shift = layers.Shift(topology, rank, Policy(threshold), Collectives(topology, rank, group))
     decoder.switch(shift)
     generator, worst = torch.Generator().manual_seed(1), 0.0
@@ -183,7 +209,20 @@ def case(topology, kv, threshold, rank, group):
         ids = torch.randint(VOCABULARY, (count,), generator=generator)
         with shift.step(count):
             worst = max(worst, apart(decoder, heads, ids))
-    # Loaded again in place, with what it was loaded with.
+        shift.count(*shift.ran)
+    if not fp8:
+        load_again(decoder, topology)
+    for count in (1, 11):
+        with shift.step(count):
+            worst = max(worst, apart(decoder, heads, torch.arange(count)))
+        shift.count(*shift.ran)
+    told = {"steps": {mode.value: n for mode, n in shift.steps.items()}, "switches": shift.switches}
+    told |= {"fp8": fp8, "copies": sum(switched.copied is not None for switched in decoder.switched)}
+    return {"tp": topology.tp, "sp": topology.sp, "kv": kv, "threshold": threshold, "apart": worst, **told}
+
+
+def load_again(decoder, topology):
+    """In place, with what it was loaded with."""
     where = [switched.whole["weight"].data_ptr() for switched in decoder.switched]
     for switched in decoder.switched:
         switched.give()
@@ -192,11 +231,6 @@ def case(topology, kv, threshold, rank, group):
         switched.whole["weight"].zero_()
         switched.take()
     assert where == [switched.whole["weight"].data_ptr() for switched in decoder.switched]
-    for count in (1, 11):
-        with shift.step(count):
-            worst = max(worst, apart(decoder, heads, torch.arange(count)))
-    told = {"steps": {mode.value: n for mode, n in shift.steps.items()}, "switches": shift.switches}
-    return {"tp": topology.tp, "sp": topology.sp, "kv": kv, "threshold": threshold, "apart": worst, **told}
 
 
 def main():
@@ -204,12 +238,16 @@ def main():
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     three = distributed.new_group([0, 1, 2])
-    for tp, sp, kv in ((1, 4, 4), (1, 4, 2), (2, 2, 4), (2, 2, 1), (4, 1, 2), (1, 3, 3), (3, 1, 1)):
+    four = [(1, 4, 4), (1, 4, 2), (2, 2, 4), (2, 2, 1), (4, 1, 2)]
+    cases = [(*one, False) for one in four] + [(*one, True) for one in four[1:4]]
+    # Last, as all ranks of a process group count the groups that they make.
+    cases += [(1, 3, 3, False), (3, 1, 1, False)]
+    for tp, sp, kv, fp8 in cases:
         group = three if tp * sp == 3 else distributed.group.WORLD
         if rank >= tp * sp:
             continue
         for threshold in (None, 0, 3):
-            told = case(Topology(tp, sp), kv, threshold, rank, group)
+            told = case(Topology(tp, sp), kv, threshold, rank, group, fp8)
             print(json.dumps(told | {"rank": rank}), flush=True)
     distributed.barrier()
     distributed.destroy_process_group()

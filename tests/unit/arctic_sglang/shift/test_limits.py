@@ -7,13 +7,13 @@ import pytest
 
 from arctic_sglang.compat import vendor
 from arctic_sglang.config import ArcticConfig
-from arctic_sglang.shift.limits import _ONLY, heads_of, refusals
+from arctic_sglang.shift.limits import _ONLY, QUANTIZATIONS, SWITCHED, checkpoint_refusals, heads_of, refusals
 from arctic_sglang.shift.topology import Heads, Topology
 
 GIVEN = {
     "device": "xpu", "nnodes": 2, "prefill_graph": "full",
     "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
-    "dcp_size": 2, "enable_lora": True, "quantization": "fp8", "torchao_config": "int4wo-128", "is_embedding": True,
+    "dcp_size": 2, "enable_lora": True, "quantization": "awq", "torchao_config": "int4wo-128", "is_embedding": True,
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
     "enable_pdmux": True, "disaggregation_mode": "prefill", "enable_hierarchical_cache": True,
     "enable_return_hidden_states": True, "enable_torch_compile": True,
@@ -35,6 +35,41 @@ def test_each_refusal_names_its_flag_and_reason(name):
     flag = "--" + {"prefill_graph": "cuda-graph-backend-prefill"}.get(name, name.replace("_", "-"))
     assert found.startswith(f"{flag} {GIVEN[name]}: ")
     assert len(found) > len(f"{flag} {GIVEN[name]}: ") + 5
+
+
+@pytest.mark.parametrize("name", [None, *QUANTIZATIONS])
+def test_quantisation_of_rows_is_fine(name):
+    assert refusals({"quantization": name}) == []
+    assert checkpoint_refusals(name, None) == []
+    assert checkpoint_refusals(name, {"quant_method": "fp8", "activation_scheme": "static"}) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["mxfp8", "blockwise_int8", "modelopt_fp8", "modelopt_fp4", "w8a8_int8", "w8a8_fp8", "awq", "awq_marlin",
+             "gptq", "gptq_marlin", "gguf", "bitsandbytes", "mxfp4", "w4afp8", "petit_nvfp4", "quark"],
+)  # fmt: skip
+def test_other_quantisation_is_refused_by_name(name):
+    assert refusals({"quantization": name}) == [f"--quantization {name}: {SWITCHED}"]
+    assert checkpoint_refusals(name, {}) == [f"a checkpoint in {name}: {SWITCHED}"]
+
+
+def compressed(rows=True, **change):
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", **change}
+    group = {"weights": weights, "input_activations": {"dynamic": True} if rows else None}
+    return checkpoint_refusals("compressed-tensors", {"config_groups": {"group_0": group}})
+
+
+def test_checkpoints_in_blocks_or_few_bits_are_refused():
+    (found,) = checkpoint_refusals("fp8", {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    assert found == f"a checkpoint with weight_block_size [128, 128]: {SWITCHED}"
+    assert compressed() == compressed(strategy="tensor") == []
+    assert "has 8-bit weights of type float, a scale for each block" in compressed(strategy="block")[0]
+    assert (
+        "has 4-bit weights of type int, a scale for each group"
+        in compressed(num_bits=4, type="int", strategy="group")[0]
+    )
+    assert "has 8-bit weights of type int, a scale for each channel" in compressed(type="int")[0]
+    assert "group_0 quantises weights alone" in compressed(rows=False)[0]
 
 
 def config(**change):
