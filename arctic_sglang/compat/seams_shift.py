@@ -55,6 +55,9 @@ ROWS: tuple[Seam, ...] = (
          params=(), members=("forward",)),
     _row("communicator", "layers.communicator.LayerCommunicator", "Sums between the layers of some models.",
          members=("prepare_attn", "prepare_mlp", "postprocess_layer")),
+    _row("experts", "layers.moe.fused_moe_triton.layer.FusedMoE", "Whatever has it sums over ranks."),
+    _row("unsummed", "runtime_context.ForwardFlags", "Leaves the sum behind experts to others.", members=("scoped",)),
+    _row("forward", "runtime_context.get_forward", "The flags of a layer's forward."),
     _row("group", "distributed.parallel_state.get_tp_group", "All ranks."),
     _row("args", "runtime_context.get_server_args", "The flags."),
 )  # fmt: skip

@@ -8,14 +8,28 @@ from typing import Any
 
 from arctic_sglang.shift.topology import Heads, Topology, check_divides
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# architecture: the size of its MLP that ranks share out, as config.json has it
+ARCHITECTURES = {
+    "LlamaForCausalLM": "intermediate_size",
+    "MistralForCausalLM": "intermediate_size",
+    "Qwen2ForCausalLM": "intermediate_size",
+    "Qwen3ForCausalLM": "intermediate_size",
+    "Qwen3MoeForCausalLM": "moe_intermediate_size",
+}
 
 # setting: (the values that are fine, flag, reason)
 _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "device": (("cpu",), "--device", "not yet on GPUs: no exchange that CUDA graphs can hold is there yet"),
     "pp_size": ((1,), "--pp-size", "a stage would hand on its share of the tokens"),
     "dp_size": ((1,), "--dp-size", "not tried"),
-    "ep_size": ((1,), "--ep-size", "models with experts are not switched yet"),
+    "ep_size": ((1,), "--ep-size", "not tried: all ranks have a part of every expert"),
+    "moe_a2a_backend": (("none",), "--moe-a2a-backend", "it sends tokens to experts, which all ranks share out here"),
+    "moe_dp_size": ((1,), "--moe-dp-size", "all ranks compute with all tokens' experts"),
+    "moe_dense_tp_size": ((None,), "--moe-dense-tp-size", "a layer's ranks are those of the step's mode"),
+    "dwdp_size": ((1,), "--dwdp-size", "it shares out requests, and here tokens are"),
+    "enable_eplb": ((False,), "--enable-eplb", "all ranks have a part of every expert"),
+    "elastic_ep_backend": ((None,), "--elastic-ep-backend", "all ranks have a part of every expert"),
+    "kt_weight_path": ((None,), "--kt-weight-path", "not tried"),
     "enable_dp_attention": ((False,), "--enable-dp-attention", "it shares out requests, and here tokens are"),
     "attn_cp_size": ((1,), "--attn-cp-size", "it shares out tokens too, and keeps another cache"),
     "dcp_size": ((1,), "--dcp-size", "it shares out the cache by tokens, and here it is by heads"),
@@ -67,6 +81,7 @@ def heads_of(config: Any, topology: Topology) -> Heads:
             f"{', '.join(ARCHITECTURES)}"
         )
         raise ValueError(msg)
-    check_divides("intermediate_size", config.intermediate_size, topology)
+    size = ARCHITECTURES[name]
+    check_divides(size, getattr(config, size), topology)
     kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Heads(topology, config.num_attention_heads, kv)

@@ -54,6 +54,7 @@ def after_load(_result: None, runner: Any) -> None:
     _check_all(model, switched)
     for layer in model.model.layers:
         _switch_communicator(layer, shift)
+    _switch_experts(model, shift)
     embedding = model.model.embed_tokens
     layers.switch_embedding(embedding, embedding._embed_local_shard, shift)
     layers.switch_last(model.logits_processor, shift, rows=1)
@@ -140,6 +141,17 @@ def _switch_communicator(layer: Any, shift: Shift) -> None:
 
     communicator.prepare_attn, communicator.prepare_mlp = prepare_attn, prepare_mlp
     communicator.postprocess_layer = postprocess_layer
+
+
+def _switch_experts(model: Any, shift: Shift) -> None:
+    for block in model.modules():
+        if any(isinstance(child, vendor.FusedMoE) for child in block.children()):
+            layers.switch_experts(block, _unsummed, shift)
+
+
+def _unsummed() -> Any:
+    """SGLang's own way to tell a block of experts that somebody behind it sums over ranks."""
+    return vendor.get_forward().scoped(mlp_reduce_scatter=True)
 
 
 def _switch_steps(model: Any, shift: Shift) -> None:

@@ -16,6 +16,8 @@ GIVEN = {
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
     "enable_pdmux": True, "disaggregation_mode": "prefill", "enable_hierarchical_cache": True,
     "enable_return_hidden_states": True, "enable_torch_compile": True,
+    "moe_a2a_backend": "deepep", "moe_dp_size": 2, "moe_dense_tp_size": 1, "dwdp_size": 2, "enable_eplb": True,
+    "elastic_ep_backend": "nixl", "kt_weight_path": "x",
     "enable_deterministic_inference": True, "enable_memory_saver": True, "custom_weight_loader": ["a.b"],
 }  # fmt: skip
 
@@ -51,6 +53,10 @@ def test_models():
         heads_of(config(architectures=["LlamaSwiftKVForCausalLM"]), topology)
     with pytest.raises(ValueError, match="intermediate_size 66 does not divide over 4 ranks"):
         heads_of(config(intermediate_size=66), topology)
+    experts = {"architectures": ["Qwen3MoeForCausalLM"], "intermediate_size": 66}
+    assert heads_of(config(moe_intermediate_size=8, **experts), topology) == Heads(topology, 8, 4)
+    with pytest.raises(ValueError, match="moe_intermediate_size 6 does not divide over 4 ranks"):
+        heads_of(config(moe_intermediate_size=6, **experts), topology)
     with pytest.raises(ValueError, match="6 query heads do not divide over 4 ranks"):
         heads_of(config(num_attention_heads=6, num_key_value_heads=2), topology)
 
