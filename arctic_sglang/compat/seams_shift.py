@@ -53,6 +53,7 @@ ROWS: tuple[Seam, ...] = (
          members=("forward", "_embed_local_shard")),
     _row("logits", "layers.logits_processor.LogitsProcessor", "Wants the rows of all tokens.",
          params=(), members=("forward",)),
+    _row("pooler", "layers.pooler.Pooler", "Wants them too.", members=("forward",)),
     _row("communicator", "layers.communicator.LayerCommunicator", "Sums between the layers of some models.",
          members=("prepare_attn", "prepare_mlp", "postprocess_layer")),
     _row("experts", "layers.moe.fused_moe_triton.layer.FusedMoE", "Whatever has it sums over ranks."),

@@ -12,6 +12,7 @@ from arctic_sglang.shift.topology import Heads, Topology, check_divides
 ARCHITECTURES = {
     "LlamaForCausalLM": "intermediate_size",
     "MistralForCausalLM": "intermediate_size",
+    "MistralModel": "intermediate_size",  # embeddings alone
     "Qwen2ForCausalLM": "intermediate_size",
     "Qwen3ForCausalLM": "intermediate_size",
     "Qwen3MoeForCausalLM": "moe_intermediate_size",
@@ -36,7 +37,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "enable_lora": ((False, None), "--enable-lora", "adapters go by token, and a rank has a share of them"),
     "quantization": ((None,), "--quantization", "not yet: a part of quantised weights is no view of them"),
     "torchao_config": (("", None), "--torchao-config", "it changes weights after they are loaded"),
-    "is_embedding": ((False,), "--is-embedding", "not yet"),
     "speculative_algorithm": ((None,), "--speculative-algorithm", "not yet"),
     "enable_two_batch_overlap": ((False,), "--enable-two-batch-overlap", "it splits a step in two"),
     "enable_single_batch_overlap": ((False,), "--enable-single-batch-overlap", "not tried"),

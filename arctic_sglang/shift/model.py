@@ -57,7 +57,9 @@ def after_load(_result: None, runner: Any) -> None:
     _switch_experts(model, shift)
     embedding = model.model.embed_tokens
     layers.switch_embedding(embedding, embedding._embed_local_shard, shift)
-    layers.switch_last(model.logits_processor, shift, rows=1)
+    for name, rows in (("logits_processor", 1), ("pooler", 0)):
+        if hasattr(model, name):
+            layers.switch_last(getattr(model, name), shift, rows)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
     runner.shift = shift

@@ -12,7 +12,7 @@ from arctic_sglang.shift.topology import Heads, Topology
 
 GIVEN = {
     "device": "cuda", "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
-    "dcp_size": 2, "enable_lora": True, "quantization": "fp8", "torchao_config": "int4wo-128", "is_embedding": True,
+    "dcp_size": 2, "enable_lora": True, "quantization": "fp8", "torchao_config": "int4wo-128",
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
     "enable_pdmux": True, "disaggregation_mode": "prefill", "enable_hierarchical_cache": True,
     "enable_return_hidden_states": True, "enable_torch_compile": True,
