@@ -37,7 +37,10 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "enable_lora": ((False, None), "--enable-lora", "adapters go by token, and a rank has a share of them"),
     "quantization": ((None,), "--quantization", "not yet: a part of quantised weights is no view of them"),
     "torchao_config": (("", None), "--torchao-config", "it changes weights after they are loaded"),
-    "speculative_algorithm": ((None,), "--speculative-algorithm", "not yet"),
+    "speculative_algorithm": (
+        (None, "ARCTIC", "SUFFIX"), "--speculative-algorithm",
+        "ARCTIC and SUFFIX alone: others have a draft model, whose layers are not switched, or were not tried",
+    ),
     "enable_two_batch_overlap": ((False,), "--enable-two-batch-overlap", "it splits a step in two"),
     "enable_single_batch_overlap": ((False,), "--enable-single-batch-overlap", "not tried"),
     "enable_pdmux": ((False,), "--enable-pdmux", "it splits a prefill between layers"),

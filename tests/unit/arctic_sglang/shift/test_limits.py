@@ -37,6 +37,12 @@ def test_each_refusal_names_its_flag_and_reason(name):
     assert len(found) > len(f"{flag} {GIVEN[name]}: ") + 5
 
 
+@pytest.mark.parametrize("algorithm", [None, "ARCTIC", "SUFFIX", "EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
+def test_drafts_of_a_model_of_their_own_are_refused(algorithm):
+    found = refusals({"device": "cpu", "speculative_algorithm": algorithm})
+    assert bool(found) == (algorithm not in (None, "ARCTIC", "SUFFIX"))
+
+
 def config(**change):
     given = {"architectures": ["LlamaForCausalLM"], "intermediate_size": 64, "num_attention_heads": 8,
              "num_key_value_heads": 4}  # fmt: skip
