@@ -88,7 +88,10 @@ class ArcticConfig:
     )
     shift_parallel_threshold: str = field(
         default="auto",
-        metadata={"help": "With --enable-shift-parallel: tokens up to which a step is tensor parallel."},
+        metadata={
+            "help": "With --enable-shift-parallel: tokens up to which a step is tensor parallel; auto: measured at the "
+            "start, and kept in the user's cache folder."
+        },
     )
 
     enable_suffix_decoding: bool = field(

@@ -7,6 +7,7 @@
 | `SGLANG_PLUGINS`, `SGLANG_PLATFORM` | SGLang's own: which plugins it loads; shown by the doctor |
 | `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set in a rank's process if unset |
 | `CUDA_MPS_PIPE_DIRECTORY` | NVIDIA's own: where a CUDA MPS daemon has its pipes; looked at for a log line |
+| `XDG_CACHE_HOME` | where the user's caches are, by default `~/.cache`: `arctic_sglang/shift` there is ours |
 | what `api_key_env` names | the http engine's API key |
 """
 
@@ -37,6 +38,12 @@ def untimed() -> bool:
     if value not in ("0", "1"):
         raise ValueError(f"{UNTIMED}={value!r}: set it to 1 for choices that go by no clock, or to 0")
     return value == "1"
+
+
+def cache_folder() -> Path:
+    """Where times that were measured at a start are kept for the next one."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if given else Path.home() / ".cache") / "arctic_sglang" / "shift"
 
 
 def plugin_filters() -> dict[str, str]:

@@ -26,6 +26,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def key_value(text: str) -> tuple[str, Any]:
+    """Reads KEY=VALUE, the value as JSON where it is JSON, else as it stands."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        message = f"{text!r} is not KEY=VALUE"
+        raise argparse.ArgumentTypeError(message)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
 def header(commit: str | None = None) -> dict[str, Any]:
     """Where the figures come from."""
     return {

@@ -1,15 +1,10 @@
 """A real server and real clients: the HTTP part of `embed_speed.py`."""
 
 import contextlib
-import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from engine_child import Piped
+from servers import end, launch, wait_healthy
 
 CLIENT = Path(__file__).with_name("embed_client.py")
-HEALTHY_SECONDS = 300
 
 
 def latency(values: list[float]) -> dict[str, float]:
@@ -39,36 +34,12 @@ def server(model: Path, flags: list[str], plugins: str, log: Path) -> Iterator[s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--is-embedding",
-        "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *flags,
-    ]  # fmt: skip
-    with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, start_new_session=True,
-            env={**os.environ, "SGLANG_PLUGINS": plugins},
-        )  # fmt: skip
+    process = launch(model, port, ["--is-embedding", *flags], plugins, log)
     try:
-        _wait(process, f"http://127.0.0.1:{port}", log)
+        wait_healthy(process, f"http://127.0.0.1:{port}", log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-
-
-def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
-    limit = time.monotonic() + HEALTHY_SECONDS
-    while time.monotonic() < limit and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        time.sleep(0.5)
-    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
-    raise RuntimeError(
-        "\n".join([f"the server is not healthy (exit code {process.poll()}); {log} ends:", *tail])
-    )
+        end(process.pid)
 
 
 class Clients:

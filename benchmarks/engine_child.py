@@ -6,6 +6,7 @@ print goes to the log, and the pipe carries one line of JSON for each question a
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import random
@@ -14,14 +15,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+import common
 
 ABOUT = (
     "device", "dtype", "quantization", "kv_cache_dtype", "attention_backend", "prefill_attention_backend",
     "decode_attention_backend", "sampling_backend", "tp_size", "page_size", "chunked_prefill_size",
     "max_prefill_tokens", "max_running_requests", "mem_fraction_static", "disable_radix_cache",
-    "disable_overlap_schedule",
+    "disable_overlap_schedule", "dp_size", "load_balance_method", "disable_custom_all_reduce",
 )  # fmt: skip
 
 # Of the first engine of those that start together, the others' come behind it; below the ports that the system hands
@@ -136,16 +140,19 @@ class Child(Piped):
         plugins: value of SGLANG_PLUGINS: "arctic", or a name that does not exist, which means none.
         log: file that gets everything SGLang prints.
         limit: seconds that one answer may take, the start included; the child is ended after that.
+        turn: a file; of engines that share it one starts at a time, so that each sees the memory that is left.
+        environment: variables to add.
 
     Raises:
         RuntimeError: the engine did not start.
     """
 
     def __init__(
-        self, model: Path, options: dict[str, Any], plugins: str, log: Path, limit: float = 600
-    ) -> None:
-        command = [sys.executable, __file__, str(model), json.dumps(options)]
-        super().__init__(command, {"SGLANG_PLUGINS": plugins}, log, limit)
+        self, model: Path, options: dict[str, Any], plugins: str, log: Path, limit: float = 600, *,
+        turn: Path | None = None, environment: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        command = [sys.executable, __file__, str(model), json.dumps(options), str(turn or "")]
+        super().__init__(command, {"SGLANG_PLUGINS": plugins, **(environment or {})}, log, limit)
 
     def fell_back(self) -> bool:
         """Whether SGLang had no implementation of the model and took transformers' own, which is slower."""
@@ -158,6 +165,26 @@ class Child(Piped):
     def run(self, batch: "Batch") -> dict[str, Any]:
         """One batch: `seconds`, and of speculation `accept_length`, tokens a step, or None."""
         return self.ask(dataclasses.asdict(batch))
+
+
+def plugins(*, stock: bool) -> str:
+    """SGLANG_PLUGINS: an empty list means "all" to SGLang, a name that does not exist none.
+
+    On a machine without a GPU stock SGLang does not start; there it is this plugin with no flag given.
+    """
+    return "none" if stock and not common.hardware().startswith("CPU") else "arctic"
+
+
+def check_plugins(arm: str, arguments: str, *, stock: bool) -> None:
+    """Compares an engine's class of arguments with that of `plugins`.
+
+    Raises:
+        RuntimeError: the engine is not the one that was asked for.
+    """
+    expected = "ServerArgs" if plugins(stock=stock) == "none" else "ArcticServerArgs"
+    if arguments != expected:
+        message = f"the {arm} engine has {arguments}, not {expected}: is the plugin installed?"
+        raise RuntimeError(message)
 
 
 def own_output() -> TextIO:
@@ -180,6 +207,7 @@ def about(engine: Any) -> dict[str, Any]:
             phase: {name: graph.get(name) for name in ("backend", "max_bs")}
             for phase, graph in graphs.items()
         },
+        "shift": state.get("shift"),
         "settings": {name: state.get(name, info.get(name)) for name in ABOUT},
     }
 
@@ -206,15 +234,27 @@ def answer(engine: Any, batch: Batch, vocab: int, draw: random.Random) -> dict[s
     return {"seconds": seconds, "accept_length": accept}
 
 
-def serve(model: str, options: dict[str, Any], channel: TextIO) -> None:
+@contextlib.contextmanager
+def in_turn(file: str) -> Iterator[None]:
+    """Waits until no other process is within, of those that name the same file; no waiting without a name."""
+    if not file:
+        yield
+        return
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def serve(model: str, options: dict[str, Any], turn: str, channel: TextIO) -> None:
     """The answering side: one engine; a batch a line, until the pipe closes."""
     import sglang
 
-    engine = sglang.Engine(
-        model_path=model,
-        skip_tokenizer_init=True,
-        **{"load_format": "dummy", "disable_radix_cache": True} | options,
-    )
+    with in_turn(turn):
+        engine = sglang.Engine(
+            model_path=model,
+            skip_tokenizer_init=True,
+            **{"load_format": "dummy", "disable_radix_cache": True} | options,
+        )
     vocab = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
     draw = random.Random(0)
     print(json.dumps(about(engine), default=str), file=channel, flush=True)
@@ -224,4 +264,4 @@ def serve(model: str, options: dict[str, Any], channel: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], json.loads(sys.argv[2]), own_output())
+    serve(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], own_output())

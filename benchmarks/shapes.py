@@ -60,6 +60,7 @@ class Model:
 MODELS = {
     "llama-3.1-8b": Model("Llama-3.1-8B", LLAMA_8B, 16),
     "llama-3.1-70b": Model("Llama-3.1-70B", LLAMA_70B, 40),
+    "llama-3.3-70b": Model("Llama-3.3-70B", LLAMA_70B, 40),
     "qwen2.5-7b": Model("Qwen2.5-7B", QWEN_7B, 21),
     "toy": Model("toy", TOY, 3),
 }

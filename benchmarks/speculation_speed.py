@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import common
-from engine_child import FIRST_PORT, Batch, Child
+from engine_child import FIRST_PORT, Batch, Child, plugins
 from shapes import MODELS
 
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "none": ("none", {}),
-    "suffix": ("arctic", {"speculative_algorithm": "SUFFIX"}),
-    "ngram": ("none", {"speculative_algorithm": "NGRAM", "max_running_requests": 256}),
+ARMS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "suffix": {"speculative_algorithm": "SUFFIX"},
+    "ngram": {"speculative_algorithm": "NGRAM", "max_running_requests": 256},
 }
 # KV caches are bounded by tokens: engines that start at the same time cannot go by what memory is free.
 MEMORY = {"mem_fraction_static": 0.9, "max_total_tokens": 131072}
@@ -67,15 +67,14 @@ def repeated(child: Child, requests: int, tokens: int, prompts: int, passes: int
 
 def start(arm: str, args: argparse.Namespace, folder: Path) -> Child | RuntimeError:
     """An arm's engine, or why there is none."""
-    plugins, options = ARMS[arm]
-    if common.hardware().startswith("CPU"):
-        plugins = "arctic"
-    else:
+    options = ARMS[arm]
+    if not common.hardware().startswith("CPU"):
         options = {**MEMORY, "nccl_port": FIRST_PORT + list(ARMS).index(arm), **options}
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"{args.name}.{arm}.log"
     try:
-        return Child(folder, {**options, **dict(args.engine_option)}, plugins, log, args.limit_s)
+        wanted = plugins(stock=arm != "suffix")
+        return Child(folder, {**options, **dict(args.engine_option)}, wanted, log, args.limit_s)
     except RuntimeError as error:
         return error
 
@@ -164,7 +163,7 @@ def main() -> int:
         for arm, child in engines.items():
             failed = isinstance(child, RuntimeError)
             arms[arm] = {"error": str(child)} if failed else dict(child.about)
-            arms[arm] |= {"options": ARMS[arm][1] | dict(args.engine_option), "workloads": {}}
+            arms[arm] |= {"options": ARMS[arm] | dict(args.engine_option), "workloads": {}}
         run(engines, arms, args)
         for child in engines.values():
             if isinstance(child, Child):

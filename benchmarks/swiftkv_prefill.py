@@ -24,13 +24,13 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import common
-from engine_child import Child
+from engine_child import Child, check_plugins, plugins
 from shapes import MODELS
+from workloads import Workload, choose, workloads
 
 from swiftkv.cost import prefill_flops, prefill_limit
 from swiftkv.layout import Layout
@@ -38,54 +38,7 @@ from swiftkv.layout import Layout
 ARMS = ("stock", "swiftkv")
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What one measurement asks for.
-
-    Attributes:
-        kind: "ttft", "prefill", "decode" or "mix".
-        requests: prompts of a batch.
-        tokens_in: tokens of a prompt.
-        tokens_out: tokens of an answer.
-        warm_up: requests and tokens out of the first, unmeasured run.
-    """
-
-    kind: str
-    requests: int
-    tokens_in: int
-    tokens_out: int
-    warm_up: tuple[int, int]
-
-    @property
-    def unit(self) -> str:
-        """The unit of the figure."""
-        return {"ttft": "ms", "prefill": "tokens/s", "decode": "ms/token", "mix": "s"}[self.kind]
-
-    def figure(self, child: Child) -> float:
-        """Runs it once."""
-        seconds = child.seconds(self.requests, self.tokens_in, self.tokens_out)
-        if self.kind == "prefill":
-            return self.requests * self.tokens_in / seconds
-        if self.kind == "decode":
-            first = child.seconds(self.requests, self.tokens_in, 1)
-            return 1000 * (seconds - first) / (self.tokens_out - 1)
-        return 1000 * seconds if self.kind == "ttft" else seconds
-
-
-def workloads(toy: bool, prefill_requests: int) -> dict[str, Workload]:
-    """All workloads by name, of the sizes above or of toy ones."""
-    prompts, decodes = ((128, 512), (1, 4)) if toy else ((128, 256, 512, 2048, 8192), (1, 64, 256))
-    tokens_out = 17 if toy else 257
-    found = {f"ttft {tokens}": Workload("ttft", 1, tokens, 1, (1, 1)) for tokens in prompts}
-    long = prompts[-1]
-    found["prefill"] = Workload("prefill", prefill_requests, long, 1, (min(8, prefill_requests), 1))
-    for requests in decodes:
-        found[f"decode {requests}"] = Workload(
-            "decode", requests, 32 if toy else 128, tokens_out, (requests, 17)
-        )
-    found["mix"] = Workload("mix", 8, 64, 16, (4, 16)) if toy else Workload("mix", 256, 2000, 250, (64, 32))
-    return found
-
+PROMPTS = (128, 256, 512, 2048, 8192)
 
 # What SwiftKV was asked to reach with half of a model's layers below the cut, as ratios over 1.
 BARS = {
@@ -103,7 +56,7 @@ def measure(
 ) -> None:
     """Runs the workloads on one engine; fills `rows` and prints each median as it comes."""
     for name, load in chosen.items():
-        child.seconds(load.warm_up[0], load.tokens_in, load.warm_up[1])
+        load.warm(child)
         times = long_repeats if load.kind in ("prefill", "mix") else repeats
         rows[name] = common.summary([load.figure(child) for _ in range(times)])
         if load.kind == "mix":
@@ -147,8 +100,7 @@ def compare(
         }
         row: dict[str, Any] = {"unit": load.unit, **medians, "limit": limit.get(name)}
         if len(medians) == len(ARMS):
-            better = medians["swiftkv"] / medians["stock"]
-            row["ratio"] = round(better if load.kind == "prefill" else 1 / better, 4)
+            row["ratio"] = round(load.faster(medians["swiftkv"], medians["stock"]), 4)
             if bars and name in BARS:
                 least, words = BARS[name]
                 row["bar"] = {
@@ -189,21 +141,16 @@ def run_arm(arm: str, args: argparse.Namespace, chosen: dict[str, Workload], fol
     folder.mkdir()
     config = model.config if arm == "stock" else model.swiftkv_config(layout)
     (folder / "config.json").write_text(json.dumps(config))
-    bare = arm == "stock" and not common.hardware().startswith("CPU")
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"{args.name}.{arm}.log"
     print(f"{arm}: starting, {log}", flush=True)
     child = None
     found: dict[str, Any] = {"architecture": config["architectures"][0], "options": options, "workloads": {}}
     try:
-        # An empty list of plugins means "all" to SGLang; a name that does not exist means none.
-        child = Child(folder, options, "none" if bare else "arctic", log, args.limit_s)
+        child = Child(folder, options, plugins(stock=arm == "stock"), log, args.limit_s)
         found.update(child.about)
         print(f"  started in {found['startup_seconds']:.0f} s", flush=True)
-        expected = "ServerArgs" if bare else "ArcticServerArgs"
-        if found["arguments"] != expected:
-            message = f"the {arm} engine has {found['arguments']}, not {expected}: is the plugin installed?"
-            raise RuntimeError(message)
+        check_plugins(arm, found["arguments"], stock=arm == "stock")
         if child.fell_back():
             message = f"SGLang has no implementation of {found['architecture']}"
             raise RuntimeError(message)
@@ -229,31 +176,6 @@ def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     return {**{name: value for name, value in named.items() if value is not None}, **given}
 
 
-def key_value(text: str) -> tuple[str, Any]:
-    """Reads KEY=VALUE, the value as JSON where it is JSON, else as it stands."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        message = f"{text!r} is not KEY=VALUE"
-        raise argparse.ArgumentTypeError(message)
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
-def choose(names: list[str] | None, known: dict[str, Workload]) -> dict[str, Workload]:
-    """The workloads of these names or kinds, in the order of the table; all of them for None.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    for name in names or ():
-        if name not in known and name not in {load.kind for load in known.values()}:
-            message = f"no workload {name!r}; there are {', '.join(map(repr, known))}"
-            raise ValueError(message)
-    return {key: load for key, load in known.items() if not names or key in names or load.kind in names}
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line, with the defaults that depend on other options filled in."""
     options = common.parser(__doc__)
@@ -264,7 +186,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options.add_argument("--tp-size", type=int, default=1)
     options.add_argument("--attention-backend")
     options.add_argument("--kv-cache-dtype")
-    extra = {"type": key_value, "action": "append", "default": [], "metavar": "KEY=VALUE"}
+    extra = {"type": common.key_value, "action": "append", "default": [], "metavar": "KEY=VALUE"}
     options.add_argument(
         "--engine-option", **extra, help="another Engine keyword for both arms; again for more"
     )
@@ -293,7 +215,7 @@ def main() -> int:
     args = parse()
     model = MODELS[args.shape]
     layout = model.layout(args.cut, args.group_size)
-    chosen = choose(args.workloads, workloads(args.shape == "toy", args.prefill_requests))
+    chosen = choose(args.workloads, workloads(args.shape == "toy", args.prefill_requests, PROMPTS))
     content: dict[str, Any] = {
         "shape": args.shape, "layers": layout.layers, "cut": layout.cut, "group_size": layout.group_size,
         "weights": "dummy", "ratio": "over 1: SwiftKV is better; limit: by the count of operations",

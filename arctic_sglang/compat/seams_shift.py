@@ -34,6 +34,13 @@ ROWS: tuple[Seam, ...] = (
         kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_load", params=("self",),
     ),
     _row(
+        "step", "model_executor.model_runner.ModelRunner.forward",
+        "Steps by mode are counted: a CUDA graph runs without the model's own forward.",
+        kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_forward", params=("self", "forward_batch"),
+    ),
+    _row("graph", "model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner", "A graph's tokens.",
+         members=("execute",)),
+    _row(
         "told", "managers.scheduler.Scheduler.get_internal_state", "Steps and tokens by mode are the scheduler's.",
         kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_internal_state", params=("self", "recv_req"),
     ),
@@ -60,5 +67,7 @@ ROWS: tuple[Seam, ...] = (
     _row("unsummed", "runtime_context.ForwardFlags", "Leaves the sum behind experts to others.", members=("scoped",)),
     _row("forward", "runtime_context.get_forward", "The flags of a layer's forward."),
     _row("group", "distributed.parallel_state.get_tp_group", "All ranks."),
+    _row("capture", "distributed.parallel_state.graph_capture", "Steps are timed in graphs.", params=("stream",)),
+    _row("attention", "layers.radix_attention.RadixAttention", "Is left out of what is timed.", members=("forward",)),
     _row("args", "runtime_context.get_server_args", "The flags."),
 )  # fmt: skip

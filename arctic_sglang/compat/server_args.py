@@ -21,7 +21,7 @@ from arctic_sglang.embedding import placement, road
 from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
 from arctic_sglang.shift import limits as shift_limits
-from arctic_sglang.shift.policy import AUTO, parse_threshold
+from arctic_sglang.shift.policy import parse_threshold
 from arctic_sglang.shift.topology import Topology
 from speculative.settings import check_head_path, model_refusals
 from swiftkv import limits
@@ -59,7 +59,7 @@ class Decision:
     pooling: PoolingSpec | None
     cpu_threads: int | None  # of each rank, with Feature.CPU
     cpu_cores: str | None  # a core list for each rank, in SGLang's notation
-    shift_threshold: int = 0  # tokens up to which a step is tensor parallel, with Feature.SHIFT
+    shift_threshold: int | str = 0  # most tokens of a tensor parallel step, or "auto", with Feature.SHIFT
 
 
 @dataclasses.dataclass
@@ -96,8 +96,11 @@ class ArcticServerArgs(_WithFlags):
             ]
             apply.apply(registry, process.role())
             check_head_path(self.speculative_draft_model_path)
+        chunk_given = self.chunked_prefill_size is not None
         super().__post_init__()
         if Feature.SHIFT in features:
+            if not chunk_given:
+                _scale_prefill(self, config.ulysses_sequence_parallel_size)
             decision = dataclasses.replace(decision, shift_threshold=_set_shift(self, config))
         if Feature.SPECULATION in features:
             _check_speculated_model(self)
@@ -241,30 +244,33 @@ def _check_speculated_model(args: Any) -> None:
         raise ValueError(msg)
 
 
-def _set_shift(args: Any, config: ArcticConfig) -> int:
+def _set_shift(args: Any, config: ArcticConfig) -> int | str:
     """Refuses what Shift Parallelism does not go with.
 
     Returns:
-        Tokens up to which a step is tensor parallel.
+        Tokens up to which a step is tensor parallel, or "auto".
 
     Raises:
         ValueError: the model or some settings are refused; all of those are named.
     """
     flag = f"--ulysses-sequence-parallel-size {config.ulysses_sequence_parallel_size}"
-    refused = shift_limits.refusals({f.name: getattr(args, f.name) for f in dataclasses.fields(args)})
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
+    refused = shift_limits.refusals(settings | {"prefill_graph": args.cuda_graph_config.prefill.backend})
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"{flag} does not go with:\n{listed}\nLeave these out, or the flag."
         raise ValueError(msg)
     sp = config.ulysses_sequence_parallel_size
     shift_limits.heads_of(args.get_model_config().hf_config, Topology(args.tp_size // sp, sp))
-    if not config.enable_shift_parallel:
-        return 0
-    threshold = parse_threshold(config.shift_parallel_threshold)
-    if threshold == AUTO:
-        msg = "--shift-parallel-threshold auto is not there yet: give the tokens up to which a step is tensor parallel"
-        raise ValueError(msg)
-    return int(threshold)
+    return parse_threshold(config.shift_parallel_threshold) if config.enable_shift_parallel else 0
+
+
+def _scale_prefill(args: Any, sp: int) -> None:
+    """Gives a prefill step as many tokens for each rank as SGLang by itself gives one rank."""
+    chunk = args.chunked_prefill_size * sp
+    if chunk > 0:
+        most = max(args.max_prefill_tokens, chunk)
+        args.override("arctic-sglang", chunked_prefill_size=chunk, max_prefill_tokens=most)
 
 
 def _set_swiftkv(args: Any) -> None:

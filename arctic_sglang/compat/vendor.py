@@ -19,6 +19,7 @@ _NAMES = {
     "get_context": "sglang.srt.runtime_context",
     "get_spec": "sglang.srt.runtime_context",
     "get_tp_group": "sglang.srt.distributed.parallel_state",
+    "graph_capture": "sglang.srt.distributed.parallel_state",
     "GraphSharedOutput": "sglang.srt.model_executor.graph_shared_output",
     "GrammarTree": "sglang.srt.speculative.spec_utils",
     "mambaish_config": "sglang.srt.configs.hybrid_arch",
@@ -35,6 +36,8 @@ _NAMES = {
     "flash_attn_varlen_func": "sglang.kernels.ops.attention.flash_attention",
     "ForwardBatch": "sglang.srt.model_executor.forward_batch_info",
     "RadixAttention": "sglang.srt.layers.radix_attention",
+    "CompressedTensorsLinearMethod": "sglang.srt.layers.quantization.compressed_tensors.compressed_tensors",
+    "CompressedTensorsW8A8Fp8": "sglang.srt.layers.quantization.compressed_tensors.schemes",
     "configure_logger": "sglang.srt.utils.common",
     "configure_scheduler_process": "sglang.srt.managers.scheduler",
     "CpuDeviceMixin": "sglang.srt.platforms.cpu",
@@ -45,6 +48,7 @@ _NAMES = {
     "ForwardContext": "sglang.srt.model_executor.forward_context",
     "FusedMoE": "sglang.srt.layers.moe.fused_moe_triton.layer",
     "ForwardMode": "sglang.srt.model_executor.forward_batch_info",
+    "Fp8LinearMethod": "sglang.srt.layers.quantization.fp8",
     "get_attn_backend": "sglang.srt.model_executor.forward_context",
     "get_forward": "sglang.srt.runtime_context",
     "get_parallel": "sglang.srt.runtime_context",
@@ -86,6 +90,7 @@ _NAMES = {
     "sock_send": "sglang.srt.managers.io_struct",
     "SRTPlatform": "sglang.srt.platforms.interface",
     "TypeBasedDispatcher": "sglang.utils",
+    "UnquantizedLinearMethod": "sglang.srt.layers.quantization.unquant",
     "TokenToKVPoolAllocator": "sglang.srt.mem_cache.allocator",
 }
 
@@ -135,6 +140,26 @@ def device_count() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def device_name(kind: str) -> str:
+    """What computes: the name of the first GPU, or the processor's architecture.
+
+    Args:
+        kind: "cuda" or "cpu".
+    """
+    import platform
+
+    import torch
+
+    return torch.cuda.get_device_name() if kind == "cuda" else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a step's time depends on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("arctic-sglang", "sglang", "torch")}
 
 
 def setproctitle(title: str) -> None:

@@ -8,14 +8,25 @@ from typing import Protocol
 import torch
 from torch import distributed
 
-from arctic_sglang.shift.topology import Topology
+from arctic_sglang.shift import layout
+from arctic_sglang.shift.topology import Tokens, Topology
 
 
 class Exchange(Protocol):
     """The collectives of a step in sequence parallelism. All ranks call the same ones in the same order."""
 
-    def all_to_all(self, parts: torch.Tensor) -> torch.Tensor:
-        """Part p goes to position p of the sequence group: [sp, ...] -> [sp, ...], part p from position p."""
+    def to_heads(self, rows: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """Own tokens' rows of all heads become all tokens' rows of own heads: [share, sp * c] -> [tokens, c].
+
+        What was received may lie in a buffer that the next but one exchange writes to.
+        """
+        ...
+
+    def to_rows(self, heads: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """All tokens' rows of own heads become own tokens' rows of all heads: [tokens, c] -> [share, sp * c].
+
+        Rows of padding are 0. What was received may lie in a buffer that the next but one exchange writes to.
+        """
         ...
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
@@ -48,11 +59,18 @@ class Collectives:
         self._sequence = _own(topology.sequence_groups(), rank, everybody, world)
         self._tensor = _own(topology.tensor_groups(), rank, everybody, world) if topology.tp > 1 else None
 
-    def all_to_all(self, parts: torch.Tensor) -> torch.Tensor:
+    @property
+    def sequence(self) -> distributed.ProcessGroup | None:
+        """The group of the ranks that this one shares tokens with; None: torch's default group."""
+        return self._sequence
+
+    def to_heads(self, rows: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """See `Exchange`."""
-        found = torch.empty_like(parts)
-        distributed.all_to_all_single(found.view(-1), parts.contiguous().view(-1), group=self._sequence)
-        return found
+        return layout.received_heads(self._all_to_all(layout.send_rows(rows, tokens.sp)), tokens)
+
+    def to_rows(self, heads: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """See `Exchange`."""
+        return layout.received_rows(self._all_to_all(layout.send_heads(heads, tokens)))
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""
@@ -71,6 +89,12 @@ class Collectives:
         if self._topology.tp > 1:
             distributed.all_reduce(rows, group=self._tensor)
         return rows
+
+    def _all_to_all(self, parts: torch.Tensor) -> torch.Tensor:
+        """Part p goes to position p of the sequence group: [sp, ...] -> [sp, ...], part p from position p."""
+        found = torch.empty_like(parts)
+        distributed.all_to_all_single(found.view(-1), parts.contiguous().view(-1), group=self._sequence)
+        return found
 
 
 def _own(

@@ -1,8 +1,8 @@
 """Linear layers that change their mode from step to step, over one copy of their weights.
 
-A layer here is anything like SGLang's: parameters `weight` [out, in] and `bias` (or None), `tp_rank` and `tp_size`,
-and `forward(x)`, which returns the product and a bias to add later (None). It was made and loaded for the base tensor
-parallelism. `take` puts its weights in the order of the parts, and leaves it with its part of them as its own
+A layer here is anything like SGLang's: parameters `weight`, `bias` (or None) and others that its format names, `tp_rank`
+and `tp_size`, and `forward(x)`, which returns the product and a bias to add later (None). It was made and loaded for
+the base tensor parallelism. `take` puts its weights in the order of the parts, and leaves it with its part of them as its own
 `weight`: from then on it is, to itself and to SGLang, a layer of tensor parallelism over all ranks. What it does in
 sequence parallelism is said here, and only while such a step runs.
 """
@@ -10,15 +10,15 @@ sequence parallelism is said here, and only while such a step runs.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
-from arctic_sglang.shift import layout, weights
+from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
-from arctic_sglang.shift.policy import Mode, Policy
+from arctic_sglang.shift.formats import Format, Seen
+from arctic_sglang.shift.policy import Mode, Policy, Timing
 from arctic_sglang.shift.topology import Tokens, Topology
 from arctic_sglang.shift.weights import Int64
 
@@ -35,10 +35,12 @@ class Shift:
         policy: which step gets which mode.
         exchange: how ranks of a sequence group reach each other.
         tokens: of the step, while one runs in sequence parallelism; None: everything is tensor parallel.
+        ran: the last step that ran here, as mode and tokens, until somebody takes it.
         steps: by mode.
         counted: tokens of those steps.
         switches: steps in another mode than the one before.
         last: the mode of the step before.
+        timings: by which the threshold was chosen; none where it was given.
     """
 
     topology: Topology
@@ -46,10 +48,13 @@ class Shift:
     policy: Policy
     exchange: Exchange
     tokens: Tokens | None = None
+    ran: tuple[Mode, int] | None = None
     steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
     counted: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
     switches: int = 0
     last: Mode | None = None
+    timings: list[Timing] = field(default_factory=list)
+    _running: bool = False
 
     @property
     def position(self) -> int:
@@ -64,26 +69,45 @@ class Shift:
             "steps": {mode.value: count for mode, count in self.steps.items()},
             "tokens": {mode.value: count for mode, count in self.counted.items()},
             "switches": self.switches,
+            "timings": [asdict(timing) for timing in self.timings],
         }
 
     @contextmanager
-    def step(self, count: int, mode: Mode | None = None) -> Iterator[Mode]:
-        """Runs a step in its mode, whatever becomes of it.
+    def step(self, count: int, mode: Mode | None = None) -> Iterator[None]:
+        """Runs a step in its mode, whatever becomes of it; within a step, what it runs belongs to it.
 
         Args:
             count: its tokens, as the kernels see them.
             mode: that it must have; None: as the policy says.
         """
+        if self._running:
+            yield
+            return
         mode = mode or self.policy.mode(count)
+        self.tokens = Tokens(count, self.topology.sp) if mode is Mode.SEQUENCE else None
+        self._running, self.ran = True, (mode, count)
+        try:
+            yield
+        finally:
+            self._running, self.tokens = False, None
+
+    def count(self, mode: Mode, tokens: int) -> None:
+        """Takes note of a step that a request had.
+
+        Args:
+            mode: of the step.
+            tokens: as the kernels saw them.
+        """
         self.steps[mode] += 1
-        self.counted[mode] += count
+        self.counted[mode] += tokens
         self.switches += self.last not in (None, mode)
         self.last = mode
-        self.tokens = Tokens(count, self.topology.sp) if mode is Mode.SEQUENCE else None
-        try:
-            yield mode
-        finally:
-            self.tokens = None
+
+    def note(self) -> None:
+        """Counts the step that ran here last, which a request had; once."""
+        if self.ran is not None:
+            self.count(*self.ran)
+            self.ran = None
 
 
 class Switched(ABC):
@@ -93,11 +117,23 @@ class Switched(ABC):
         layer: loaded for the base tensor parallelism.
         shift: this rank.
         order: of its rows, see `weights`; None: a layer whose columns are shared out.
+        form: of its weights.
+
+    Attributes:
+        whole: its tensors by name, rows in their order.
+        copied: the part of the weight, where its kernel does not compute with a view; None elsewhere.
+
+    Raises:
+        ValueError: there is no kernel for its part.
     """
 
-    def __init__(self, layer: Any, shift: Shift, order: Int64 | None = None) -> None:
-        self.layer, self.shift, self.order = layer, shift, order
+    def __init__(
+        self, layer: Any, shift: Shift, order: Int64 | None = None, form: Format = formats.PLAIN
+    ) -> None:
+        self.layer, self.shift, self.order, self.form = layer, shift, order, form
         self.whole: dict[str, torch.Tensor] = {}
+        self.copied: torch.Tensor | None = None
+        self._seen_whole = Seen(layer, self.whole)
         self._tensor_parallel: Forward = layer.forward
         self.take()
         layer.forward = self.forward
@@ -113,40 +149,60 @@ class Switched(ABC):
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """The product with the whole copy, of this rank's share of the tokens."""
 
+    def product(self, x: torch.Tensor, bias: bool = True) -> torch.Tensor:
+        """With the whole copy: [rows, in] -> [rows, out].
+
+        Args:
+            x: rows.
+            bias: whether to add it, where there is one.
+        """
+        return self.form.product(self._seen_whole, x, self.whole.get("bias") if bias else None)
+
     def take(self) -> None:
         """Takes what was loaded into the layer into the copy; where there is one already, in place."""
-        for name in ("weight", "bias"):
+        for name, axes in self.form.axes.items():
             parameter = getattr(self.layer, name, None)
             if parameter is None:
                 continue
             loaded = parameter.data
-            if self.order is not None:
-                loaded = loaded[torch.from_numpy(self.order).to(loaded.device)]
+            if self.order is not None and axes.rows is not None:
+                loaded = weights.in_order(loaded, self.order, axes.rows)
             if name in self.whole:  # captured graphs know where it is
                 self.whole[name].copy_(loaded)
             else:
                 self.whole[name] = loaded
-            parameter.data = self._part(name)
+        if self.form.quantized and not self._kernel_takes_view():
+            self.copied = formats.packed(self._part("weight", self.whole["weight"]), self.form.axes["weight"])
+        for name, whole in self.whole.items():
+            copied = self.copied if name == "weight" else None
+            getattr(self.layer, name).data = self._part(name, whole) if copied is None else copied
         self.layer.tp_rank, self.layer.tp_size = self.shift.rank, self.shift.topology.world
 
     def give(self) -> None:
         """Gives the layer back what it had when it was loaded, so that it can be loaded again; then `take`."""
         for name, whole in self.whole.items():
-            if self.order is None:
-                given = whole
-            else:
-                given = whole[torch.from_numpy(weights.loaded_order(self.order)).to(whole.device)]
+            given, rows = whole, self.form.axes[name].rows
+            if self.order is not None and rows is not None:
+                given = weights.in_order(whole, weights.loaded_order(self.order), rows)
             getattr(self.layer, name).data = given
         self.layer.tp_rank = self.shift.topology.shard(self.shift.rank)
         self.layer.tp_size = self.shift.topology.tp
 
-    def _part(self, name: str) -> torch.Tensor:
-        position, sp = self.shift.position, self.shift.topology.sp
-        if self.order is not None:
-            return weights.part_of_rows(self.whole[name], position, sp)
-        if name == "bias":  # is added to the sum of all parts
-            return self.whole[name]
-        return weights.part_of_columns(self.whole[name], position, sp)
+    def _part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        # Of a layer whose columns are shared out, a bias is added to the sum of all parts, and scales are the rows'.
+        axes = self.form.axes[name]
+        dim = axes.columns if self.order is None else axes.rows
+        return weights.part(whole, self.shift.position, self.shift.topology.sp, dim)
+
+    def _kernel_takes_view(self) -> bool:
+        try:
+            return formats.takes_part(
+                self.form, self.layer, self.whole["weight"], lambda whole: self._part("weight", whole)
+            )
+        except (RuntimeError, AssertionError) as error:
+            shape = list(self._part("weight", self.whole["weight"]).shape)
+            msg = f"there is no product with a part {shape} of quantised weights: {error}; take fewer ranks"
+            raise ValueError(msg) from error
 
 
 class SwitchedQkv(Switched):
@@ -154,9 +210,7 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        product = linear(x, self.whole["weight"], self.whole.get("bias"))
-        sent = layout.send_rows(product, tokens.sp)
-        return layout.received_heads(self.shift.exchange.all_to_all(sent), tokens)
+        return self.shift.exchange.to_heads(self.product(x), tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -164,7 +218,7 @@ class SwitchedGateUp(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [share * sp, rows of a part]; an activation of halves takes each row for itself."""
-        product = linear(x, self.whole["weight"], self.whole.get("bias"))
+        product = self.product(x)
         return product.view(len(x) * tokens.sp, product.shape[1] // tokens.sp)
 
 
@@ -173,12 +227,11 @@ class SwitchedRow(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share * sp, columns of a part] -> [share, out]."""
-        return self._product(x.reshape(tokens.share, tokens.sp * x.shape[1]))
+        return self._sum(x.reshape(tokens.share, tokens.sp * x.shape[1]))
 
-    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+    def _sum(self, rows: torch.Tensor) -> torch.Tensor:
         first = self.shift.topology.shard(self.shift.rank) == 0
-        product = linear(rows, self.whole["weight"], self.whole.get("bias") if first else None)
-        return self.shift.exchange.add(product)
+        return self.shift.exchange.add(self.product(rows, bias=first))
 
 
 class SwitchedOutput(SwitchedRow):
@@ -186,9 +239,7 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        return self._product(
-            layout.received_rows(self.shift.exchange.all_to_all(layout.send_heads(x, tokens)))
-        )
+        return self._sum(self.shift.exchange.to_rows(x, tokens))
 
 
 def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], shift: Shift) -> None:

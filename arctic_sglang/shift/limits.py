@@ -18,9 +18,12 @@ ARCHITECTURES = {
     "Qwen3MoeForCausalLM": "moe_intermediate_size",
 }
 
+SWITCHED = "weights may be plain, or in fp8 with one scale for a weight or one for each of its rows"
+
 # setting: (the values that are fine, flag, reason)
 _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
-    "device": (("cpu",), "--device", "not yet on GPUs: no exchange that CUDA graphs can hold is there yet"),
+    "device": (("cpu", "cuda"), "--device", "only CPUs and NVIDIA GPUs were tried"),
+    "nnodes": ((1,), "--nnodes", "the GPUs of a group write to each other's memory, which one host has"),
     "pp_size": ((1,), "--pp-size", "a stage would hand on its share of the tokens"),
     "dp_size": ((1,), "--dp-size", "not tried"),
     "ep_size": ((1,), "--ep-size", "not tried: all ranks have a part of every expert"),
@@ -50,6 +53,10 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "enable_deterministic_inference": ((False,), "--enable-deterministic-inference", "modes round differently"),
     "enable_memory_saver": ((False,), "--enable-memory-saver", "not tried"),
     "custom_weight_loader": ((None, []), "--custom-weight-loader", "it may write to one mode's part of the weights"),
+    "prefill_graph": (
+        ("breakable", "disabled"), "--cuda-graph-backend-prefill",
+        "rows of a step's tokens are taken to be all of them; leave it out or take disabled",
+    ),
     "enable_torch_compile": ((False,), "--enable-torch-compile", "a step's mode is chosen outside of the graph"),
 }  # fmt: skip
 

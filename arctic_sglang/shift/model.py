@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from functools import wraps
 from typing import Any
 
+import torch
+from torch import distributed
+
+from arctic_sglang import env
 from arctic_sglang.compat import vendor
-from arctic_sglang.shift import layers, weights
+from arctic_sglang.shift import calibration, formats, layers, limits, measured, weights
 from arctic_sglang.shift.exchange import Collectives
-from arctic_sglang.shift.layers import Shift, Switched
-from arctic_sglang.shift.limits import heads_of
-from arctic_sglang.shift.policy import Mode, Policy
+from arctic_sglang.shift.formats import Format
+from arctic_sglang.shift.layers import Shift, Switched, SwitchedOutput, SwitchedQkv
+from arctic_sglang.shift.measured import Situation
+from arctic_sglang.shift.policy import AUTO, Mode, Policy, crossover
+from arctic_sglang.shift.symmetric import Symmetric, Widths
 from arctic_sglang.shift.topology import Heads, Topology
 
 logger = logging.getLogger(__name__)
@@ -48,10 +54,13 @@ def after_load(_result: None, runner: Any) -> None:
     args, group = runner.server_args, vendor.get_tp_group()
     topology = topology_of(args)
     exchange = Collectives(topology, group.rank_in_group, group.device_group)
-    shift = Shift(topology, group.rank_in_group, Policy(args._arctic.shift_threshold), exchange)
+    threshold = args._arctic.shift_threshold
+    shift = Shift(topology, group.rank_in_group, Policy(None if threshold == AUTO else threshold), exchange)
     model = runner.model
-    switched = list(_switch_linears(model, heads_of(runner.model_config.hf_config, topology), shift))
+    switched = list(_switch_linears(model, limits.heads_of(runner.model_config.hf_config, topology), shift))
     _check_all(model, switched)
+    if runner.device == "cuda":
+        shift.exchange = _in_symmetric_memory(runner, exchange, shift, switched)
     for layer in model.model.layers:
         _switch_communicator(layer, shift)
     _switch_experts(model, shift)
@@ -62,9 +71,28 @@ def after_load(_result: None, runner: Any) -> None:
             layers.switch_last(getattr(model, name), shift, rows)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
+    _get_ready(runner, shift, auto=threshold == AUTO)
     runner.shift = shift
     if group.rank_in_group == 0:
         logger.info("arctic-sglang: %s", _told(shift, switched))
+
+
+def after_forward(result: Any, runner: Any, batch: Any, *_args: Any, **_kwargs: Any) -> Any:
+    """Takes note of a step's mode, which in a CUDA graph was chosen when it was captured.
+
+    Args:
+        result: of SGLang's forward.
+        runner: SGLang's.
+        batch: of the step.
+    """
+    shift = runner.shift
+    if result.can_run_graph and batch.forward_mode.is_cuda_graph():
+        graph = runner.decode_cuda_graph_runner
+        tokens = graph.bs * graph.captured_req_width
+        shift.count(shift.policy.mode(tokens), tokens)
+        shift.ran = None
+    shift.note()
+    return result
 
 
 def after_internal_state(result: Any, scheduler: Any, _request: Any) -> Any:
@@ -97,13 +125,46 @@ def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched
         if qkv is not None and row is not None:
             shard = shift.topology.shard(shift.rank)
             order = weights.qkv_order(heads, shard, qkv.head_size, qkv.v_head_size)
-            yield layers.SwitchedQkv(qkv, shift, order)
-            yield layers.SwitchedOutput(row, shift)
+            yield layers.SwitchedQkv(qkv, shift, order, format_of(qkv))
+            yield layers.SwitchedOutput(row, shift, form=format_of(row))
         elif merged is not None and row is not None:
-            yield layers.SwitchedGateUp(
-                merged, shift, weights.merged_order(merged.output_partition_sizes, shift.topology.sp)
-            )
-            yield layers.SwitchedRow(row, shift)
+            order = weights.merged_order(merged.output_partition_sizes, shift.topology.sp)
+            yield layers.SwitchedGateUp(merged, shift, order, format_of(merged))
+            yield layers.SwitchedRow(row, shift, form=format_of(row))
+
+
+def format_of(layer: Any) -> Format:
+    """The format of a layer's weights, after SGLang's `process_weights_after_loading`.
+
+    Args:
+        layer: a linear one of SGLang's.
+
+    Raises:
+        ValueError: a part of them is no view of them.
+    """
+    method = layer.quant_method
+    if type(method) is vendor.UnquantizedLinearMethod:
+        return formats.PLAIN
+    if not _has_scaled_fp8(layer):
+        name = type(getattr(layer, "scheme", None) or method).__name__
+        msg = (
+            f"--ulysses-sequence-parallel-size: {name} has prepared the weights of a {type(layer).__name__} in a way "
+            f"that is not switched; {limits.SWITCHED}"
+        )
+        raise ValueError(msg)
+    return formats.fp8(layer, layer.params_dtype, method.apply)
+
+
+def _has_scaled_fp8(layer: Any) -> bool:
+    """Neither packed for Marlin nor with scales of blocks."""
+    method = layer.quant_method
+    if type(method) is vendor.Fp8LinearMethod:
+        return not (method.use_marlin or method.block_quant)
+    return (
+        type(method) is vendor.CompressedTensorsLinearMethod
+        and type(layer.scheme) is vendor.CompressedTensorsW8A8Fp8
+        and layer.scheme.weight_block_size is None
+    )
 
 
 def _check_all(model: Any, switched: list[Switched]) -> None:
@@ -156,9 +217,51 @@ def _unsummed() -> Any:
     return vendor.get_forward().scoped(mlp_reduce_scatter=True)
 
 
-def _switch_steps(model: Any, shift: Shift) -> None:
-    forward = model.forward
+def _in_symmetric_memory(runner: Any, slow: Collectives, shift: Shift, switched: list[Switched]) -> Symmetric:
+    """The exchange of GPUs, with its memory taken before SGLang measures what is left for the cache."""
+    sp = shift.topology.sp
+    qkv, output = (
+        next(one for one in switched if isinstance(one, kind)) for kind in (SwitchedQkv, SwitchedOutput)
+    )
+    hidden, size = qkv.layer.input_size, output.layer.input_size // shift.topology.tp // sp
+    widths = Widths(len(qkv.order) // sp, size, hidden)
+    args = runner.server_args
+    tokens = args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
+    return Symmetric(
+        slow, shift.position, sp, widths, tokens, runner.dtype, torch.device("cuda", runner.gpu_id)
+    )
 
+
+def _get_ready(runner: Any, shift: Shift, *, auto: bool) -> None:
+    """Warms both modes, and chooses the threshold by what they take; all ranks choose the same."""
+    args, group = runner.server_args, vendor.get_tp_group()
+    device = torch.device(runner.device, runner.gpu_id if runner.device == "cuda" else None)
+    chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
+    of = (device, runner.dtype)
+    if device.type == "cuda":
+        calibration.warm(runner.model, shift, [1, chunk], *of)
+    if not auto:
+        return
+    situation = Situation(
+        {name: value for name, value in runner.model.config.to_dict().items() if type(value) is int},
+        f"{runner.dtype} {args.quantization}",
+        vendor.device_name(device.type), shift.topology.tp, shift.topology.sp, vendor.versions(),
+    )  # fmt: skip
+    known = [measured.load(env.cache_folder(), situation)] if shift.rank == 0 else [None]
+    distributed.broadcast_object_list(known, src=group.ranks[0], group=group.cpu_group)
+    shift.timings = known[0] or calibration.measure(runner.model, shift, measured.sizes(chunk), *of)
+    shift.policy = Policy(crossover(shift.timings))
+    if shift.rank == 0 and known[0] is None:
+        measured.store(env.cache_folder(), situation, shift.timings)
+
+
+def _switch_steps(model: Any, shift: Shift) -> None:
+    """The mode is chosen where a step begins: with the model, or with its layers where those alone are captured."""
+    for module in (model, model.model):
+        module.forward = _in_its_mode(module.forward, shift)
+
+
+def _in_its_mode(forward: Any, shift: Shift) -> Any:
     @wraps(forward)
     def in_its_mode(
         input_ids: Any, positions: Any, batch: Any, input_embeds: Any = None, *args: Any, **kwargs: Any
@@ -167,7 +270,7 @@ def _switch_steps(model: Any, shift: Shift) -> None:
         with shift.step(len(input_ids), None if input_embeds is None else Mode.TENSOR):
             return forward(input_ids, positions, batch, input_embeds, *args, **kwargs)
 
-    model.forward = in_its_mode
+    return in_its_mode
 
 
 def _keep_loadable(model: Any, switched: list[Switched]) -> None:
@@ -189,17 +292,32 @@ def _keep_loadable(model: Any, switched: list[Switched]) -> None:
 
 def _told(shift: Shift, switched: list[Switched]) -> str:
     topology = shift.topology
+    exchange, way = shift.exchange, "process groups"
+    if isinstance(exchange, Symmetric):
+        way = (
+            f"symmetric memory, {exchange.bytes / 2**30:.2f} GiB a rank for steps of {exchange.tokens} tokens"
+        )
     size = sum(t.numel() * t.element_size() for one in switched for t in one.whole.values())
     return (
         f"Shift Parallelism over {topology.world} ranks, sequence groups {topology.sequence_groups()}: "
-        f"{_modes(shift.policy)}; one copy of the linear layers, {size / 2**30:.2f} GiB a rank, where two would be "
-        f"{size * (1 + 1 / topology.sp) / 2**30:.2f}"
+        f"{_modes(shift)}; one copy of the linear layers, {size / 2**30:.2f} GiB a rank, where two would be "
+        f"{size * (1 + 1 / topology.sp) / 2**30:.2f}; exchanged over {way}"
     )
 
 
-def _modes(policy: Policy) -> str:
-    if policy.threshold == 0:
-        return "every step in sequence parallelism"
-    return (
-        f"steps of up to {policy.threshold} tokens in tensor parallelism, larger ones in sequence parallelism"
-    )
+def _modes(shift: Shift) -> str:
+    threshold = shift.policy.threshold
+    if threshold == 0:
+        found = "every step in sequence parallelism"
+    elif threshold is None:
+        found = "every step in tensor parallelism"
+    else:
+        found = (
+            f"steps of up to {threshold} tokens in tensor parallelism, larger ones in sequence parallelism"
+        )
+    if shift.timings:
+        times = ", ".join(
+            f"{t.tokens}: {1000 * t.tensor:.2f} / {1000 * t.sequence:.2f}" for t in shift.timings
+        )
+        found += f" (milliseconds of a few layers by tokens, in either mode: {times})"
+    return found

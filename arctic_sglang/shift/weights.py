@@ -74,28 +74,31 @@ def loaded_order(order: Int64) -> Int64:
     return np.unique(order, return_index=True)[1].astype(np.int64)
 
 
-def part_of_rows(stored: torch.Tensor, position: int, sp: int) -> torch.Tensor:
-    """A rank's part of a layer whose rows are in the order of the parts: a contiguous view.
+def in_order(loaded: torch.Tensor, order: Int64, dim: int = 0) -> torch.Tensor:
+    """The rows of a tensor in another order, as near to each other in memory as before.
 
     Args:
-        stored: [sp * rows, ...], a weight, a bias or the scales of its rows.
-        position: of the rank in its sequence group.
-        sp: parts.
+        loaded: a weight, a bias or the scales of its rows.
+        order: int64 [rows], the place in `loaded` of each row to be.
+        dim: along which the rows are.
     """
-    rows = stored.shape[0] // sp
-    return stored[position * rows : (position + 1) * rows]
+    rows = torch.from_numpy(order).to(loaded.device)
+    return loaded.movedim(dim, 0)[rows].movedim(0, dim)
 
 
-def part_of_columns(stored: torch.Tensor, position: int, sp: int) -> torch.Tensor:
-    """A rank's part of a layer whose columns are shared out: a view whose rows are as far apart as the whole's.
+def part(stored: torch.Tensor, position: int, sp: int, dim: int | None) -> torch.Tensor:
+    """A rank's part of a tensor, as a view.
 
     Args:
-        stored: [out, sp * columns].
+        stored: sp parts along `dim`, in their order.
         position: of the rank in its sequence group.
         sp: parts.
+        dim: None: all ranks have all of it.
     """
-    columns = stored.shape[1] // sp
-    return stored[:, position * columns : (position + 1) * columns]
+    if dim is None:
+        return stored
+    size = stored.shape[dim] // sp
+    return stored.narrow(dim, position * size, size)
 
 
 def _rows(offset: int, heads: range, first: int, size: int) -> range:

@@ -227,6 +227,7 @@ def case(topology, kv, threshold, rank, group):
         ids = torch.randint(VOCABULARY, (count,), generator=generator)
         with shift.step(count):
             worst = max(worst, apart(decoder, heads, ids))
+        shift.note()
     # Loaded again in place, with what it was loaded with.
     where = [switched.whole["weight"].data_ptr() for switched in decoder.switched]
     for switched in decoder.switched:
@@ -239,6 +240,7 @@ def case(topology, kv, threshold, rank, group):
     for count in (1, 11):
         with shift.step(count):
             worst = max(worst, apart(decoder, heads, torch.arange(count)))
+        shift.note()
     told = {"steps": {mode.value: n for mode, n in shift.steps.items()}, "switches": shift.switches}
     return {"tp": topology.tp, "sp": topology.sp, "kv": kv, "threshold": threshold, "apart": worst, **told}
 

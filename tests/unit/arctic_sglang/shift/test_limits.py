@@ -11,7 +11,8 @@ from arctic_sglang.shift.limits import _ONLY, heads_of, refusals
 from arctic_sglang.shift.topology import Heads, Topology
 
 GIVEN = {
-    "device": "cuda", "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
+    "device": "xpu", "nnodes": 2, "prefill_graph": "full",
+    "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
     "dcp_size": 2, "enable_lora": True, "quantization": "fp8", "torchao_config": "int4wo-128",
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
     "enable_pdmux": True, "disaggregation_mode": "prefill", "enable_hierarchical_cache": True,
@@ -24,15 +25,16 @@ GIVEN = {
 
 def test_what_sglang_does_by_itself_is_fine():
     fields = {f.name: f.default for f in dataclasses.fields(vendor.ServerArgs)}
-    assert set(_ONLY) <= set(fields)
-    assert refusals(fields | {"device": "cpu"}) == []
+    assert set(_ONLY) - {"prefill_graph"} <= set(fields)
+    for device, graph in (("cpu", "disabled"), ("cuda", "breakable")):
+        assert refusals(fields | {"device": device, "prefill_graph": graph}) == []
     assert set(GIVEN) == set(_ONLY)
 
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_each_refusal_names_its_flag_and_reason(name):
     (found,) = refusals({"device": "cpu", name: GIVEN[name]})
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + {"prefill_graph": "cuda-graph-backend-prefill"}.get(name, name.replace("_", "-"))
     assert found.startswith(f"{flag} {GIVEN[name]}: ")
     assert len(found) > len(f"{flag} {GIVEN[name]}: ") + 5
 

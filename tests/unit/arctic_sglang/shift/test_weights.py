@@ -140,12 +140,11 @@ def test_a_part_is_a_view_of_the_one_copy_and_what_tensor_parallelism_loads(head
     for shard, group in enumerate(topology.sequence_groups()):
         stored = model.stored(shard)
         for position, rank in enumerate(group):
-            take = (weights.part_of_rows, weights.part_of_columns) * 2
-            for copy, part_of, wanted in zip(stored, take, model.of_rank(rank), strict=True):
-                part = part_of(copy, position, topology.sp)
+            for copy, dim, wanted in zip(stored, (0, 1, 0, 1), model.of_rank(rank), strict=True):
+                part = weights.part(copy, position, topology.sp, dim)
                 assert torch.equal(part, wanted)
                 assert part.untyped_storage().data_ptr() == copy.untyped_storage().data_ptr()
-            assert weights.part_of_rows(stored[0], position, topology.sp).is_contiguous()
+            assert weights.part(stored[0], position, topology.sp, 0).is_contiguous()
 
 
 @settings(deadline=None)

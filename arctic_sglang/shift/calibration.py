@@ -1,0 +1,146 @@
+"""The threshold `auto`: how long a step takes in either mode, on this model and these GPUs, measured at the start.
+
+Measured are a model's first layers without their attention, which is the same work in both modes. On GPUs they are
+captured into CUDA graphs, as steps of these sizes are, so that it is the GPUs' time that counts. It also makes both
+modes' kernels ready before the first request. All ranks take part; a step takes what the slowest of them takes.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import distributed
+
+from arctic_sglang.compat import vendor
+from arctic_sglang.shift.layers import Shift
+from arctic_sglang.shift.policy import Mode, Timing
+
+_LAYERS = 4
+_REPEATS = 9
+_DROPPED = 2  # of them, the first
+
+
+def measure(
+    model: Any, shift: Shift, sizes: list[int], device: torch.device, dtype: torch.dtype
+) -> list[Timing]:
+    """Times steps in both modes.
+
+    Args:
+        model: SGLang's, switched.
+        shift: this rank.
+        sizes: tokens of the steps.
+        device: of the model.
+        dtype: of its activations.
+
+    Raises:
+        ValueError: its layers cannot be run by themselves.
+    """
+    layers = list(model.model.layers)[:_LAYERS]
+    hidden, found = model.config.hidden_size, []
+    with torch.no_grad(), _without_attention(layers):
+        for size in sizes:
+            seconds = {mode: _seconds(layers, shift, mode, size, (hidden, device, dtype)) for mode in Mode}
+            found.append(Timing(size, seconds[Mode.TENSOR], seconds[Mode.SEQUENCE]))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def warm(model: Any, shift: Shift, sizes: list[int], device: torch.device, dtype: torch.dtype) -> None:
+    """Runs both modes once, so that no request waits until their kernels are ready; arguments as of `measure`."""
+    layers = list(model.model.layers)[:1]
+    with torch.no_grad(), _without_attention(layers):
+        for size in sizes:
+            for mode in Mode:
+                with shift.step(size, mode):
+                    _runner(layers, shift, size, (model.config.hidden_size, device, dtype))()
+
+
+def _seconds(
+    layers: list[Any], shift: Shift, mode: Mode, size: int, kind: tuple[int, torch.device, torch.dtype]
+) -> float:
+    """The median over the repeats, of the slowest rank."""
+    with shift.step(size, mode):
+        run = _runner(layers, shift, size, kind)
+        try:
+            run()
+        except (AttributeError, TypeError, KeyError) as error:
+            msg = (
+                "--shift-parallel-threshold auto: the model's layers cannot be run by themselves to be measured "
+                f"({type(error).__name__}: {error}); give a number of tokens instead"
+            )
+            raise ValueError(msg) from error
+        times = _graph_times(run) if kind[1].type == "cuda" else _plain_times(run)
+    median = torch.tensor(statistics.median(times[_DROPPED:]), dtype=torch.float64)
+    distributed.all_reduce(median, op=distributed.ReduceOp.MAX, group=vendor.get_tp_group().cpu_group)
+    return median.item()
+
+
+def _runner(
+    layers: list[Any], shift: Shift, size: int, kind: tuple[int, torch.device, torch.dtype]
+) -> Callable[[], None]:
+    """What runs the layers on a step of zeros; to be used within the step."""
+    hidden, device, dtype = kind
+    positions = torch.arange(size, device=device)
+    batch = SimpleNamespace(input_ids=positions, forward_mode=vendor.ForwardMode.EXTEND)
+    share = size if shift.tokens is None else shift.tokens.share
+    rows = torch.zeros(share, hidden, device=device, dtype=dtype)
+
+    def run() -> None:
+        states, residual = rows.clone(), None
+        for layer in layers:
+            states, residual = layer(positions, states, batch, residual)
+
+    return run
+
+
+def _plain_times(run: Callable[[], None]) -> list[float]:
+    found = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _graph_times(run: Callable[[], None]) -> list[float]:
+    graph, found = torch.cuda.CUDAGraph(), []
+    # SGLang's, which tells its all-reduce of the buffers in the graph.
+    with vendor.graph_capture() as capture, torch.cuda.graph(graph, stream=capture.stream):
+        run()
+    group = vendor.get_tp_group()
+    for _ in range(_REPEATS):
+        group.barrier()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(end) / 1000)
+    return found
+
+
+@contextmanager
+def _without_attention(layers: list[Any]) -> Iterator[None]:
+    """Attention gives back its queries while this lasts."""
+    kept = [
+        (part, part.forward)
+        for layer in layers
+        for part in layer.modules()
+        if isinstance(part, vendor.RadixAttention)
+    ]
+
+    def queries(q: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        return q.reshape(len(q), -1).contiguous()
+
+    for part, _ in kept:
+        part.forward = queries
+    try:
+        yield
+    finally:
+        for part, forward in kept:
+            part.forward = forward

@@ -1,0 +1,124 @@
+"""Shift Parallelism on several GPUs: every backend, with its CUDA graphs, against transformers in float32.
+
+All engines run side by side on all GPUs there are, two or four of them. bfloat16 may differ from float32 by about as
+much as transformers' bfloat16 does; Triton's attention rounds float32 to TensorFloat-32 for its products.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.swiftkv_cases import VOCABULARY, compare, prompts, rescored
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs or four"),
+]
+GPUS = torch.cuda.device_count()
+FIRST_PORT = 25100  # of each engine one, below those that the system hands out
+LENGTHS = (1, 2, 3, 5, 17, 24, 25, 33, 64, 127, 128, 129, 300, 700)
+LENGTHS = LENGTHS + tuple(range(2, 36))  # more requests than a decode step of the threshold has
+SHIFT = {"enable_shift_parallel": True, "shift_parallel_threshold": "24"}
+TRITON = {"attention_backend": "triton", "dtype": "float32"}
+BF16 = {"dtype": "bfloat16"}
+# Model, base tensor parallelism, options.
+ENGINES = {
+    "triton": ("llama", 1, {**TRITON, **SHIFT}),
+    "triton-ulysses": ("llama", 1, TRITON),
+    "triton-always-tp": ("llama", 1, {**TRITON, **SHIFT, "shift_parallel_threshold": "100000"}),
+    "triton-no-graphs": ("llama", 1, {**TRITON, **SHIFT, "disable_cuda_graph": True}),
+    "triton-few-kv-heads": ("llama-2-kv", 1, {**TRITON, **SHIFT}),
+    "triton-two-by-two": ("llama", 2, {**TRITON, **SHIFT}),
+    "triton-steps-beyond-the-buffers": (
+        "llama", 1, {**TRITON, **SHIFT, "chunked_prefill_size": -1, "max_prefill_tokens": 128},
+    ),
+    "qwen3": ("qwen3", 1, {**TRITON, **SHIFT}),
+    "qwen3-ulysses": ("qwen3", 1, TRITON),
+    "torch_native": ("llama", 1, {**TRITON, **SHIFT, "attention_backend": "torch_native"}),
+    "fa3": ("llama", 1, {**BF16, **SHIFT, "attention_backend": "fa3"}),
+    "flashinfer": ("llama", 1, {**BF16, **SHIFT, "attention_backend": "flashinfer"}),
+}  # fmt: skip
+TOLERANCE = {"torch_native": 1e-4}  # natural log; of the others 5e-3
+CASES = [name for name, (_, tp, _) in ENGINES.items() if GPUS % (2 * tp) == 0]
+
+
+def save_model(folder: Path, name: str) -> None:
+    """Saves a random model of a small shape, in float32."""
+    torch.manual_seed(0)
+    family, _, heads = name.partition("-")
+    shape = {
+        "num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8,
+        "num_key_value_heads": 2 if heads else 4, "head_dim": 64, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+    }  # fmt: skip
+    if family == "llama":
+        shape["attention_bias"] = True
+    config = transformers.AutoConfig.for_model(family, **shape)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 1.2 / config.hidden_size**0.5)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def engines(request, tmp_path_factory):
+    """The engines that the selected tests are about, and what each of them said, or how its log ends."""
+    wanted = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
+    folder = tmp_path_factory.mktemp("shift")
+    for model in {ENGINES[name][0] for name in wanted}:
+        save_model(folder / model, model)
+    asked = json.dumps(prompts(*LENGTHS))
+    child, running = Path(__file__).with_name("shift_child.py"), {}
+    for port, (name, (model, tp, options)) in enumerate(ENGINES.items(), FIRST_PORT):
+        if name not in wanted:
+            continue
+        options = {"model_path": str(folder / model), "nccl_port": port, "tp_size": tp,
+                   "ulysses_sequence_parallel_size": GPUS // tp, **options}  # fmt: skip
+        log = (folder / f"{name}.log").open("w")
+        command = [sys.executable, str(child), json.dumps(options), asked, str(folder / f"{name}.json")]
+        running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+    found = {}
+    for name, process in running.items():
+        code = process.wait(500)
+        tail = (folder / f"{name}.log").read_text(errors="replace")[-4000:]
+        found[name] = json.loads((folder / f"{name}.json").read_text()) if code == 0 else tail
+    return folder, found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_are_those_of_transformers(engines, name):
+    folder, found = engines
+    assert isinstance(found[name], dict), found[name]
+    model, _, options = ENGINES[name]
+    twin, rough = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder / model, dtype=dtype).cuda()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    steps = found[name]["told"]["steps"]
+    print(f"{name}: {found[name]['told']}")
+    threshold = int(options.get("shift_parallel_threshold", 0))
+    assert (steps["tp"] > 0) == (threshold > 0)
+    assert (steps["sp"] > 0) == (threshold < 1000)
+    for sent, answers in found[name]["said"]:
+        difference = compare(twin, sent, answers)
+        print(f"{name}: {difference}")
+        if options["dtype"] == "bfloat16":
+            noise = compare(twin, sent, rescored(rough, sent, answers))
+            print(f"    transformers in bfloat16: {noise}")
+            assert difference.mean <= 1.5 * noise.mean
+            assert max(difference.output, difference.prompt) <= 2 * max(noise.output, noise.prompt)
+        else:
+            assert max(difference.output, difference.prompt) < TOLERANCE.get(name, 5e-3)
+    assert (
+        sum(answer["meta_info"]["cached_tokens"] for answer in found[name]["said"][2][1]) > sum(LENGTHS) / 2
+    )
