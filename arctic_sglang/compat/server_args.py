@@ -255,7 +255,11 @@ def _set_shift(args: Any, config: ArcticConfig) -> int | str:
     """
     flag = f"--ulysses-sequence-parallel-size {config.ulysses_sequence_parallel_size}"
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
-    refused = shift_limits.refusals(settings | {"prefill_graph": args.cuda_graph_config.prefill.backend})
+    settings |= {
+        "prefill_graph": args.cuda_graph_config.prefill.backend,
+        "fast_embedding_device": args.device if config.enable_fast_embedding else None,
+    }
+    refused = shift_limits.refusals(settings)
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"{flag} does not go with:\n{listed}\nLeave these out, or the flag."

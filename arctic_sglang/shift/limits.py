@@ -57,6 +57,10 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
         ("breakable", "disabled"), "--cuda-graph-backend-prefill",
         "rows of a step's tokens are taken to be all of them; leave it out or take disabled",
     ),
+    "fast_embedding_device": (
+        (None, "cpu"), "--enable-fast-embedding on",
+        "its steps run beside others, and ranks would write to each other's memory for both at once",
+    ),
     "enable_torch_compile": ((False,), "--enable-torch-compile", "a step's mode is chosen outside of the graph"),
 }  # fmt: skip
 
@@ -65,7 +69,9 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
     """Why a server with these settings cannot use Shift Parallelism; empty if it can.
 
     Args:
-        settings: SGLang's server arguments by name; what is not in there is taken to be fine.
+        settings: SGLang's server arguments by name, and besides `prefill_graph` (the prefill graphs' backend) and
+            `fast_embedding_device` (where the vectorised road computes; None: it is off). What is not in there is
+            taken to be fine.
     """
     return [
         f"{flag} {settings[name]}: {reason}"
@@ -86,8 +92,9 @@ def heads_of(config: Any, topology: Topology) -> Heads:
     """
     name = (config.architectures or ["?"])[0]
     if name not in ARCHITECTURES:
+        why = ", as the rows of a step change at its cut" if "SwiftKV" in name else ""
         msg = (
-            f"--ulysses-sequence-parallel-size {topology.sp}: {name} is not supported; models are "
+            f"--ulysses-sequence-parallel-size {topology.sp}: {name} is not supported{why}; models are "
             f"{', '.join(ARCHITECTURES)}"
         )
         raise ValueError(msg)

@@ -11,7 +11,7 @@ from arctic_sglang.shift.limits import _ONLY, heads_of, refusals
 from arctic_sglang.shift.topology import Heads, Topology
 
 GIVEN = {
-    "device": "xpu", "nnodes": 2, "prefill_graph": "full",
+    "device": "xpu", "nnodes": 2, "prefill_graph": "full", "fast_embedding_device": "cuda",
     "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
     "dcp_size": 2, "enable_lora": True, "quantization": "fp8", "torchao_config": "int4wo-128",
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
@@ -21,11 +21,16 @@ GIVEN = {
     "elastic_ep_backend": "nixl", "kt_weight_path": "x",
     "enable_deterministic_inference": True, "enable_memory_saver": True, "custom_weight_loader": ["a.b"],
 }  # fmt: skip
+# What is no setting of SGLang's of that name.
+FLAGS = {
+    "prefill_graph": "--cuda-graph-backend-prefill",
+    "fast_embedding_device": "--enable-fast-embedding on",
+}
 
 
 def test_what_sglang_does_by_itself_is_fine():
     fields = {f.name: f.default for f in dataclasses.fields(vendor.ServerArgs)}
-    assert set(_ONLY) - {"prefill_graph"} <= set(fields)
+    assert set(_ONLY) - set(FLAGS) <= set(fields)
     for device, graph in (("cpu", "disabled"), ("cuda", "breakable")):
         assert refusals(fields | {"device": device, "prefill_graph": graph}) == []
     assert set(GIVEN) == set(_ONLY)
@@ -34,7 +39,7 @@ def test_what_sglang_does_by_itself_is_fine():
 @pytest.mark.parametrize("name", GIVEN)
 def test_each_refusal_names_its_flag_and_reason(name):
     (found,) = refusals({"device": "cpu", name: GIVEN[name]})
-    flag = "--" + {"prefill_graph": "cuda-graph-backend-prefill"}.get(name, name.replace("_", "-"))
+    flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     assert found.startswith(f"{flag} {GIVEN[name]}: ")
     assert len(found) > len(f"{flag} {GIVEN[name]}: ") + 5
 
@@ -57,7 +62,7 @@ def test_models():
     assert heads_of(config(num_key_value_heads=None), topology) == Heads(topology, 8, 8)
     with pytest.raises(ValueError, match="OPTForCausalLM is not supported; models are LlamaForCausalLM"):
         heads_of(config(architectures=["OPTForCausalLM"]), topology)
-    with pytest.raises(ValueError, match="LlamaSwiftKVForCausalLM is not supported"):
+    with pytest.raises(ValueError, match="LlamaSwiftKVForCausalLM is not supported, as the rows of a step"):
         heads_of(config(architectures=["LlamaSwiftKVForCausalLM"]), topology)
     with pytest.raises(ValueError, match="intermediate_size 66 does not divide over 4 ranks"):
         heads_of(config(intermediate_size=66), topology)
