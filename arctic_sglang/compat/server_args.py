@@ -22,7 +22,7 @@ from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCh
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
 from arctic_sglang.shift import limits as shift_limits
 from arctic_sglang.shift.policy import parse_threshold
-from arctic_sglang.shift.topology import Topology
+from arctic_sglang.shift.topology import Topology, check_divides
 from speculative.settings import check_head_path, model_refusals
 from swiftkv import limits
 from swiftkv.layout import Layout
@@ -257,14 +257,22 @@ def _set_shift(args: Any, config: ArcticConfig) -> int | str:
     model = args.get_model_config()
     quantized = getattr(model.hf_config, "quantization_config", None)
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
-    refused = shift_limits.refusals(settings | {"prefill_graph": args.cuda_graph_config.prefill.backend})
-    refused = refused or shift_limits.checkpoint_refusals(model.quantization, quantized)
+    settings |= {
+        "prefill_graph": args.cuda_graph_config.prefill.backend,
+        "fast_embedding_device": args.device if config.enable_fast_embedding else None,
+    }
+    refused = shift_limits.refusals(settings) or shift_limits.checkpoint_refusals(
+        model.quantization, quantized
+    )
     if refused:
         listed = "\n".join(f"  - {text}" for text in refused)
         msg = f"{flag} does not go with:\n{listed}\nLeave these out, or the flag."
         raise ValueError(msg)
     sp = config.ulysses_sequence_parallel_size
-    shift_limits.heads_of(model.hf_config, Topology(args.tp_size // sp, sp))
+    topology = Topology(args.tp_size // sp, sp)
+    heads = shift_limits.heads_of(model.hf_config, topology)
+    if args.device == "cpu":  # where SGLang pads heads, and has no weights for the padding
+        check_divides("num_key_value_heads", heads.kv, topology)
     return parse_threshold(config.shift_parallel_threshold) if config.enable_shift_parallel else 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +45,17 @@ class LaneRunner:
         core: what computes.
         send: hands an answer to the front door.
         in_step: whether all ranks must launch and collect in the same turns.
+        launched: called behind every step of requests; None: nobody wants to know.
     """
 
-    def __init__(self, lane: Lane, core: Core, send: Any, *, in_step: bool) -> None:
+    def __init__(
+        self, lane: Lane, core: Core, send: Any, *, in_step: bool, launched: Callable[[], None] | None = None
+    ) -> None:
         self.lane = lane
         self.core = core
         self._send = send
         self._in_step = in_step
+        self._after_launch = launched
         self._launched: deque[_Launched] = deque()
         on_gpu = core.device.type == "cuda"
         self._stream = torch.cuda.Stream(core.device) if on_gpu else None
@@ -111,6 +116,8 @@ class LaneRunner:
         order = np.argsort(rows.lengths, kind="stable") if self._stream is None and len(blocks) > 1 else None
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             vectors = self.core(rows if order is None else rows.take(order))
+            if self._after_launch is not None:
+                self._after_launch()
             if order is not None:
                 vectors = torch.empty_like(vectors).index_copy_(0, torch.from_numpy(order), vectors)
             parts = vectors.split([len(block.lengths) for block in blocks])
@@ -138,10 +145,11 @@ def after_init(_result: None, scheduler: Any, *_args: Any, **_kwargs: Any) -> No
     fits_bert = BertCore.serves(runner.model) and args.tp_size == 1
     core = (BertCore if fits_bert else GeneralCore)(runner.model, device, runner.dtype)
     lane = Lane(args.embedding_step_tokens)
-    ranks = args.tp_size > 1
+    ranks, shift = args.tp_size > 1, getattr(runner, "shift", None)
     scheduler.arctic_lane = LaneRunner(
-        lane, core, scheduler.ipc_channels.send_to_tokenizer.send_output, in_step=ranks
-    )
+        lane, core, scheduler.ipc_channels.send_to_tokenizer.send_output, in_step=ranks,
+        launched=None if shift is None else shift.note,
+    )  # fmt: skip
     scheduler._request_dispatcher += vendor.TypeBasedDispatcher(
         [(EmbedBlock, lane.add), (DropBlocks, scheduler.arctic_lane.drop)]
     )

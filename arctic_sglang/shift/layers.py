@@ -9,7 +9,7 @@ does in sequence parallelism is said here, and only while such a step runs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -102,6 +102,12 @@ class Shift:
         self.counted[mode] += tokens
         self.switches += self.last not in (None, mode)
         self.last = mode
+
+    def note(self) -> None:
+        """Counts the step that ran here last, which a request had; once."""
+        if self.ran is not None:
+            self.count(*self.ran)
+            self.ran = None
 
 
 class Switched(ABC):
@@ -253,6 +259,29 @@ def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], 
         return shift.exchange.scatter(embed(torch.nn.functional.pad(ids, (0, missing))))
 
     layer.forward = forward
+
+
+def switch_experts(block: Any, unsummed: Callable[[], AbstractContextManager[Any]], shift: Shift) -> None:
+    """Own rows in and out of experts that all ranks share out in either mode, so that nobody has two parts of them.
+
+    All rows of the sequence group, padding too, go through this rank's part of the experts, and the parts are summed
+    as rows are shared out again: what tensor parallelism sends for as many tokens, and no more.
+
+    Args:
+        block: router and experts, which sums over all ranks by itself.
+        unsummed: within it, the block leaves that out.
+        shift: this rank.
+    """
+    tensor_parallel = block.forward
+
+    def forward(rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if shift.tokens is None:
+            return tensor_parallel(rows, *args, **kwargs)
+        with unsummed():
+            part = tensor_parallel(shift.exchange.gather(rows), *args, **kwargs)
+        return shift.exchange.scatter(part)
+
+    block.forward = forward
 
 
 def switch_last(layer: Any, shift: Shift, rows: int) -> None:

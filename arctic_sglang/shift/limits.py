@@ -8,7 +8,15 @@ from typing import Any
 
 from arctic_sglang.shift.topology import Heads, Topology, check_divides
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# architecture: the size of its MLP that ranks share out, as config.json has it
+ARCHITECTURES = {
+    "LlamaForCausalLM": "intermediate_size",
+    "MistralForCausalLM": "intermediate_size",
+    "MistralModel": "intermediate_size",  # embeddings alone
+    "Qwen2ForCausalLM": "intermediate_size",
+    "Qwen3ForCausalLM": "intermediate_size",
+    "Qwen3MoeForCausalLM": "moe_intermediate_size",
+}
 
 QUANTIZATIONS = ("fp8", "compressed-tensors")
 # Then a part of them is rows or columns of them, with its own scales or with all of them.
@@ -20,15 +28,24 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "nnodes": ((1,), "--nnodes", "the GPUs of a group write to each other's memory, which one host has"),
     "pp_size": ((1,), "--pp-size", "a stage would hand on its share of the tokens"),
     "dp_size": ((1,), "--dp-size", "not tried"),
-    "ep_size": ((1,), "--ep-size", "models with experts are not switched yet"),
+    "ep_size": ((1,), "--ep-size", "not tried: all ranks have a part of every expert"),
+    "moe_a2a_backend": (("none",), "--moe-a2a-backend", "it sends tokens to experts, which all ranks share out here"),
+    "moe_dp_size": ((1,), "--moe-dp-size", "all ranks compute with all tokens' experts"),
+    "moe_dense_tp_size": ((None,), "--moe-dense-tp-size", "a layer's ranks are those of the step's mode"),
+    "dwdp_size": ((1,), "--dwdp-size", "it shares out requests, and here tokens are"),
+    "enable_eplb": ((False,), "--enable-eplb", "all ranks have a part of every expert"),
+    "elastic_ep_backend": ((None,), "--elastic-ep-backend", "all ranks have a part of every expert"),
+    "kt_weight_path": ((None,), "--kt-weight-path", "not tried"),
     "enable_dp_attention": ((False,), "--enable-dp-attention", "it shares out requests, and here tokens are"),
     "attn_cp_size": ((1,), "--attn-cp-size", "it shares out tokens too, and keeps another cache"),
     "dcp_size": ((1,), "--dcp-size", "it shares out the cache by tokens, and here it is by heads"),
     "enable_lora": ((False, None), "--enable-lora", "adapters go by token, and a rank has a share of them"),
     "quantization": ((None, *QUANTIZATIONS), "--quantization", SWITCHED),
     "torchao_config": (("", None), "--torchao-config", "it changes weights after they are loaded"),
-    "is_embedding": ((False,), "--is-embedding", "not yet"),
-    "speculative_algorithm": ((None,), "--speculative-algorithm", "not yet"),
+    "speculative_algorithm": (
+        (None, "ARCTIC", "SUFFIX"), "--speculative-algorithm",
+        "ARCTIC and SUFFIX alone: others have a draft model, whose layers are not switched, or were not tried",
+    ),
     "enable_two_batch_overlap": ((False,), "--enable-two-batch-overlap", "it splits a step in two"),
     "enable_single_batch_overlap": ((False,), "--enable-single-batch-overlap", "not tried"),
     "enable_pdmux": ((False,), "--enable-pdmux", "it splits a prefill between layers"),
@@ -42,6 +59,10 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
         ("breakable", "disabled"), "--cuda-graph-backend-prefill",
         "rows of a step's tokens are taken to be all of them; leave it out or take disabled",
     ),
+    "fast_embedding_device": (
+        (None, "cpu"), "--enable-fast-embedding on",
+        "its steps run beside others, and ranks would write to each other's memory for both at once",
+    ),
     "enable_torch_compile": ((False,), "--enable-torch-compile", "a step's mode is chosen outside of the graph"),
 }  # fmt: skip
 
@@ -50,7 +71,9 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
     """Why a server with these settings cannot use Shift Parallelism; empty if it can.
 
     Args:
-        settings: SGLang's server arguments by name; what is not in there is taken to be fine.
+        settings: SGLang's server arguments by name, and besides `prefill_graph` (the prefill graphs' backend) and
+            `fast_embedding_device` (where the vectorised road computes; None: it is off). What is not in there is
+            taken to be fine.
     """
     return [
         f"{flag} {settings[name]}: {reason}"
@@ -96,11 +119,13 @@ def heads_of(config: Any, topology: Topology) -> Heads:
     """
     name = (config.architectures or ["?"])[0]
     if name not in ARCHITECTURES:
+        why = ", as the rows of a step change at its cut" if "SwiftKV" in name else ""
         msg = (
-            f"--ulysses-sequence-parallel-size {topology.sp}: {name} is not supported; models are "
+            f"--ulysses-sequence-parallel-size {topology.sp}: {name} is not supported{why}; models are "
             f"{', '.join(ARCHITECTURES)}"
         )
         raise ValueError(msg)
-    check_divides("intermediate_size", config.intermediate_size, topology)
+    size = ARCHITECTURES[name]
+    check_divides(size, getattr(config, size), topology)
     kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Heads(topology, config.num_attention_heads, kv)

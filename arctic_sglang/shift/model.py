@@ -65,9 +65,12 @@ def after_load(_result: None, runner: Any) -> None:
         shift.exchange = _in_symmetric_memory(runner, exchange, shift, switched)
     for layer in model.model.layers:
         _switch_communicator(layer, shift)
+    _switch_experts(model, shift)
     embedding = model.model.embed_tokens
     layers.switch_embedding(embedding, embedding._embed_local_shard, shift)
-    layers.switch_last(model.logits_processor, shift, rows=1)
+    for name, rows in (("logits_processor", 1), ("pooler", 0)):
+        if hasattr(model, name):
+            layers.switch_last(getattr(model, name), shift, rows)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
     _get_ready(runner, shift, auto=threshold == AUTO)
@@ -89,9 +92,8 @@ def after_forward(result: Any, runner: Any, batch: Any, *_args: Any, **_kwargs: 
         graph = runner.decode_cuda_graph_runner
         tokens = graph.bs * graph.captured_req_width
         shift.count(shift.policy.mode(tokens), tokens)
-    elif shift.ran is not None:
-        shift.count(*shift.ran)
-    shift.ran = None
+        shift.ran = None
+    shift.note()
     return result
 
 
@@ -218,6 +220,17 @@ def _switch_communicator(layer: Any, shift: Shift) -> None:
 
     communicator.prepare_attn, communicator.prepare_mlp = prepare_attn, prepare_mlp
     communicator.postprocess_layer = postprocess_layer
+
+
+def _switch_experts(model: Any, shift: Shift) -> None:
+    for block in model.modules():
+        if any(isinstance(child, vendor.FusedMoE) for child in block.children()):
+            layers.switch_experts(block, _unsummed, shift)
+
+
+def _unsummed() -> Any:
+    """SGLang's own way to tell a block of experts that somebody behind it sums over ranks."""
+    return vendor.get_forward().scoped(mlp_reduce_scatter=True)
 
 
 def _in_symmetric_memory(runner: Any, slow: Collectives, shift: Shift, switched: list[Switched]) -> Symmetric:

@@ -18,7 +18,7 @@ class Checkpoint:
     """What to write.
 
     Attributes:
-        model: "bert", "xlm-roberta" or "qwen3".
+        model: "bert", "xlm-roberta", "qwen3" or "mistral".
         pooling: the flag of `1_Pooling/config.json`.
         window: `max_seq_length`, and for an encoder all the positions that there are.
         dense: (width, activation) of every Dense layer.
@@ -103,12 +103,14 @@ def _tokenizer(checkpoint: Checkpoint, corpus: list[str]):
             "<s> $A </s>",
             {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
         ),
-        "qwen3": (
+    }.get(
+        checkpoint.model,
+        (  # decoders
             ["<|endoftext|>"],
             "$A <|endoftext|>",
             dict.fromkeys(("pad_token", "eos_token"), "<|endoftext|>"),
         ),
-    }[checkpoint.model]
+    )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -140,8 +142,8 @@ def _model(checkpoint: Checkpoint, vocabulary: int):
             **sizes, max_position_embeddings=checkpoint.window + 2, pad_token_id=1, type_vocab_size=1
         )
         return transformers.XLMRobertaModel(config).eval()
-    config = transformers.Qwen3Config(
-        **sizes, num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
-        eos_token_id=0, bos_token_id=0,
+    config = transformers.AutoConfig.for_model(
+        checkpoint.model, **sizes, num_key_value_heads=2, head_dim=32, max_position_embeddings=1024,
+        tie_word_embeddings=True, eos_token_id=0, bos_token_id=0,
     )  # fmt: skip
-    return transformers.Qwen3Model(config).eval()
+    return transformers.AutoModel.from_config(config).eval()

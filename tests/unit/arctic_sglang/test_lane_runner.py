@@ -53,6 +53,20 @@ def test_blocks_of_one_step_come_back_apart_and_in_order():
     assert [answer.number for answer in answers] == [7, 8, 9]
 
 
+def test_who_wants_to_know_is_told_of_every_step_of_requests_and_of_no_other():
+    told, answers = [], []
+    runner = scheduler.LaneRunner(
+        Lane(64), SummingCore(), answers.append, in_step=False, launched=lambda: told.append(len(answers))
+    )
+    runner.warm_up()
+    runner.turn()
+    assert told == []
+    for number in (1, 2):
+        runner.lane.add(block(number, [[1, 2]]))
+        runner.turn()
+    assert told == [0, 1]
+
+
 def test_a_turn_without_blocks_does_nothing():
     runner, answers = make()
     runner.turn()

@@ -5,6 +5,7 @@ Usage: ranks_child.py RANK WORLD FILE. Prints one line of JSON for each case.
 
 import json
 import sys
+from contextlib import contextmanager
 
 import torch
 from torch import distributed, nn
@@ -15,7 +16,9 @@ from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.policy import Policy
 from arctic_sglang.shift.topology import Heads, Topology
 
-DIM, HIDDEN, INNER, VOCABULARY, LAYERS = 4, 24, 24, 24, 2
+DIM, HIDDEN, INNER, VOCABULARY = 4, 24, 24, 24
+LAYERS = ("dense", "experts")
+EXPERTS, CHOSEN = 5, 2
 
 
 class Linear(nn.Module):
@@ -48,6 +51,34 @@ def scaled_packed(layer, x, bias):
     weight = layer.weight.as_strided(layer.weight.shape, (1, len(layer.weight)))
     product = x @ weight.to(x.dtype) * layer.weight_scale
     return product if bias is None else product + bias
+
+
+class Experts(nn.Module):
+    """As SGLang's: each rank has a part of every expert, and the block adds up over all of them."""
+
+    def __init__(self, router, up, down, group):
+        super().__init__()
+        self.router, self.up, self.down, self.group, self.adds = router, up, down, group, True
+
+    @contextmanager
+    def unsummed(self):
+        self.adds = False
+        yield
+        self.adds = True
+
+    def forward(self, rows):
+        product = mixture(rows, self.router, self.up, self.down)
+        if self.adds:
+            distributed.all_reduce(product, group=self.group)
+        return product
+
+
+def mixture(rows, router, up, down):
+    """Each row through the experts of its choice."""
+    scores, chosen = (rows @ router.T).softmax(1).topk(CHOSEN)
+    share = torch.zeros(len(rows), EXPERTS, dtype=rows.dtype).scatter(1, chosen, scores)
+    inner = silu(torch.einsum("nh,eih->nei", rows, up))
+    return torch.einsum("nei,ehi,ne->nh", inner, down, share)
 
 
 class Embedding(nn.Module):
@@ -96,8 +127,11 @@ def weights_of(heads, fp8):
 
     sizes = {"q": heads.query * DIM, "k": heads.kv * DIM, "v": heads.kv * DIM, "gate": INNER, "up": INNER}
     found = {"table": random(VOCABULARY, HIDDEN), "layers": []}
-    for _ in range(LAYERS):
+    for _ in LAYERS:
         layer = {name: linear_of(rows, HIDDEN) for name, rows in sizes.items()}
+        layer["experts"] = (
+            random(EXPERTS, HIDDEN), random(EXPERTS, INNER, HIDDEN), random(EXPERTS, HIDDEN, INNER)
+        )  # fmt: skip
         layer |= {
             "o": linear_of(HIDDEN, heads.query * DIM),
             "down": linear_of(HIDDEN, INNER),
@@ -117,6 +151,7 @@ class Decoder:
             for of in (heads.query_of_shard(shard), heads.kv_of_shard(shard))
         )
         inner = slice(shard * INNER // topology.tp, (shard + 1) * INNER // topology.tp)
+        part = slice(rank * INNER // topology.world, (rank + 1) * INNER // topology.world)
         self.embedding = Embedding(known["table"], rank, topology.world, group)
         self.logits = Logits(known["table"])
         self.layers = []
@@ -131,6 +166,8 @@ class Decoder:
                 )
             for name, columns in (("o", query), ("down", inner)):
                 made[name] = Linear(layer[name][0][:, columns], *layer[name][1:], add=group)
+            router, up, down = layer["experts"]
+            made["experts"] = Experts(router, up[:, part], down[:, :, part], group)
             self.layers.append(made)
         self.cache = []
 
@@ -145,13 +182,17 @@ class Decoder:
                 layers.SwitchedGateUp(layer["gate_up"], shift, merged, layer["gate_up"].form),
                 layers.SwitchedRow(layer["down"], shift, form=layer["down"].form),
             ]
+            layers.switch_experts(layer["experts"], layer["experts"].unsummed, shift)
         layers.switch_embedding(self.embedding, self.embedding.embed, shift)
         layers.switch_last(self.logits, shift, rows=1)
 
     def __call__(self, ids):
         self.cache, rows = [], self.embedding(ids)
-        for layer in self.layers:
+        for kind, layer in zip(LAYERS, self.layers, strict=True):
             rows = rows + layer["o"](self.attention(layer["qkv"](rows)[0]))[0]
+            if kind == "experts":
+                rows = rows + layer["experts"](rows)
+                continue
             gate, up = layer["gate_up"](rows)[0].chunk(2, dim=1)
             rows = rows + layer["down"](silu(gate) * up)[0]
         return self.logits(ids, rows)
@@ -170,7 +211,7 @@ def reference(heads, ids, fp8):
     """One process with everything; keys and values of all heads."""
     known = weights_of(heads, fp8)
     rows, cache = known["table"][ids], []
-    for layer in known["layers"]:
+    for kind, layer in zip(LAYERS, known["layers"], strict=True):
         q, k, v = (linear(rows, *layer[name][:2]) for name in "qkv")
         cache.append((k, v))
         q, k, v = (x.reshape(len(x), -1, DIM).transpose(0, 1) for x in (q, k, v))
@@ -179,6 +220,9 @@ def reference(heads, ids, fp8):
             q, k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0), is_causal=True
         )
         rows = rows + linear(found.transpose(0, 1).reshape(len(rows), -1), *layer["o"][:2])
+        if kind == "experts":
+            rows = rows + mixture(rows, *layer["experts"])
+            continue
         gate, up = (linear(rows, *layer[name][:2]) for name in ("gate", "up"))
         rows = rows + linear(silu(gate) * up, *layer["down"][:2])
     return rows @ known["table"].T, cache

@@ -11,19 +11,26 @@ from arctic_sglang.shift.limits import _ONLY, QUANTIZATIONS, SWITCHED, checkpoin
 from arctic_sglang.shift.topology import Heads, Topology
 
 GIVEN = {
-    "device": "xpu", "nnodes": 2, "prefill_graph": "full",
+    "device": "xpu", "nnodes": 2, "prefill_graph": "full", "fast_embedding_device": "cuda",
     "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
-    "dcp_size": 2, "enable_lora": True, "quantization": "awq", "torchao_config": "int4wo-128", "is_embedding": True,
+    "dcp_size": 2, "enable_lora": True, "quantization": "awq", "torchao_config": "int4wo-128",
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,
     "enable_pdmux": True, "disaggregation_mode": "prefill", "enable_hierarchical_cache": True,
     "enable_return_hidden_states": True, "enable_torch_compile": True,
+    "moe_a2a_backend": "deepep", "moe_dp_size": 2, "moe_dense_tp_size": 1, "dwdp_size": 2, "enable_eplb": True,
+    "elastic_ep_backend": "nixl", "kt_weight_path": "x",
     "enable_deterministic_inference": True, "enable_memory_saver": True, "custom_weight_loader": ["a.b"],
 }  # fmt: skip
+# What is no setting of SGLang's of that name.
+FLAGS = {
+    "prefill_graph": "--cuda-graph-backend-prefill",
+    "fast_embedding_device": "--enable-fast-embedding on",
+}
 
 
 def test_what_sglang_does_by_itself_is_fine():
     fields = {f.name: f.default for f in dataclasses.fields(vendor.ServerArgs)}
-    assert set(_ONLY) - {"prefill_graph"} <= set(fields)
+    assert set(_ONLY) - set(FLAGS) <= set(fields)
     for device, graph in (("cpu", "disabled"), ("cuda", "breakable")):
         assert refusals(fields | {"device": device, "prefill_graph": graph}) == []
     assert set(GIVEN) == set(_ONLY)
@@ -32,7 +39,7 @@ def test_what_sglang_does_by_itself_is_fine():
 @pytest.mark.parametrize("name", GIVEN)
 def test_each_refusal_names_its_flag_and_reason(name):
     (found,) = refusals({"device": "cpu", name: GIVEN[name]})
-    flag = "--" + {"prefill_graph": "cuda-graph-backend-prefill"}.get(name, name.replace("_", "-"))
+    flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     assert found.startswith(f"{flag} {GIVEN[name]}: ")
     assert len(found) > len(f"{flag} {GIVEN[name]}: ") + 5
 
@@ -72,6 +79,12 @@ def test_checkpoints_in_blocks_or_few_bits_are_refused():
     assert "group_0 quantises weights alone" in compressed(rows=False)[0]
 
 
+@pytest.mark.parametrize("algorithm", [None, "ARCTIC", "SUFFIX", "EAGLE", "EAGLE3", "NEXTN", "STANDALONE"])
+def test_drafts_of_a_model_of_their_own_are_refused(algorithm):
+    found = refusals({"device": "cpu", "speculative_algorithm": algorithm})
+    assert bool(found) == (algorithm not in (None, "ARCTIC", "SUFFIX"))
+
+
 def config(**change):
     given = {"architectures": ["LlamaForCausalLM"], "intermediate_size": 64, "num_attention_heads": 8,
              "num_key_value_heads": 4}  # fmt: skip
@@ -84,10 +97,14 @@ def test_models():
     assert heads_of(config(num_key_value_heads=None), topology) == Heads(topology, 8, 8)
     with pytest.raises(ValueError, match="OPTForCausalLM is not supported; models are LlamaForCausalLM"):
         heads_of(config(architectures=["OPTForCausalLM"]), topology)
-    with pytest.raises(ValueError, match="LlamaSwiftKVForCausalLM is not supported"):
+    with pytest.raises(ValueError, match="LlamaSwiftKVForCausalLM is not supported, as the rows of a step"):
         heads_of(config(architectures=["LlamaSwiftKVForCausalLM"]), topology)
     with pytest.raises(ValueError, match="intermediate_size 66 does not divide over 4 ranks"):
         heads_of(config(intermediate_size=66), topology)
+    experts = {"architectures": ["Qwen3MoeForCausalLM"], "intermediate_size": 66}
+    assert heads_of(config(moe_intermediate_size=8, **experts), topology) == Heads(topology, 8, 4)
+    with pytest.raises(ValueError, match="moe_intermediate_size 6 does not divide over 4 ranks"):
+        heads_of(config(moe_intermediate_size=6, **experts), topology)
     with pytest.raises(ValueError, match="6 query heads do not divide over 4 ranks"):
         heads_of(config(num_attention_heads=6, num_key_value_heads=2), topology)
 

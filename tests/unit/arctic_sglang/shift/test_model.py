@@ -48,6 +48,16 @@ def test_a_step_has_its_mode_while_it_runs_and_none_after_a_failure(shift):
     assert shift.ran == (Mode.TENSOR, 4)
 
 
+def test_a_step_is_noted_once(shift):
+    for _ in range(2):
+        with shift.step(9):
+            pass
+    shift.note()
+    shift.note()
+    assert shift.steps == {Mode.TENSOR: 0, Mode.SEQUENCE: 1}
+    assert shift.ran is None
+
+
 def batch(*, graph):
     return SimpleNamespace(forward_mode=SimpleNamespace(is_cuda_graph=lambda: graph))
 
