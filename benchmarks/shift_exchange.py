@@ -4,20 +4,26 @@
     python benchmarks/shift_exchange.py --ranks 2 --tokens 512 8192
 
 Each rank is a process. For each number of tokens both make the four exchanges of a step on the same random rows; their
-results must be equal, bit for bit. Then each exchange is captured 8 times into a CUDA graph, as often as needed with
+results must be equal, bit for bit. So must those of the projections around attention, up to rounding, with exchanges
+after and before the products ("push") and with parts that travel beside them ("overlapped"). Then each exchange is captured 8 times into a CUDA graph, as often as needed with
 the one that alternates with it, and replayed `--repeats` times; the median over replays is taken, the slowest rank's.
 """
 
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import common
+import numpy as np
 import torch
 from torch import distributed, multiprocessing
 
+from arctic_sglang.shift import layers, symmetric
 from arctic_sglang.shift.exchange import Collectives, Exchange
+from arctic_sglang.shift.policy import Policy
 from arctic_sglang.shift.symmetric import Symmetric, Widths
 from arctic_sglang.shift.topology import Tokens, Topology
 
@@ -61,6 +67,56 @@ def exchanges(
     }  # fmt: skip
 
 
+def projections(
+    exchange: Exchange, rank: int, topology: Topology, device: torch.device
+) -> Callable[..., Any]:
+    """Query, key and value, and attention's output, as a model has them, with the exchanges."""
+    shift = layers.Shift(topology, rank, Policy(0), exchange)
+    draw = torch.Generator(device).manual_seed(0)
+    heads = (HEADS // topology.sp + 2 * max(1, KV_HEADS // topology.sp)) * HEAD_SIZE * topology.sp
+
+    def layer(rows: int, columns: int) -> SimpleNamespace:
+        weight = torch.randn(rows, columns, device=device, generator=draw).bfloat16() / columns**0.5
+        return SimpleNamespace(weight=SimpleNamespace(data=weight), bias=None, forward=None)
+
+    qkv = layers.SwitchedQkv(layer(heads, HIDDEN), shift, np.arange(heads))
+    output = layers.SwitchedOutput(layer(HIDDEN, HEADS * HEAD_SIZE), shift)
+
+    def call(tokens: Tokens, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return qkv.sequence_parallel(given["hidden"], tokens), output.sequence_parallel(
+            given["heads"], tokens
+        )
+
+    return call
+
+
+def check_projections(
+    calls: dict[str, Callable[..., Any]], tokens: Tokens, given: dict[str, torch.Tensor]
+) -> None:
+    """Compares them with NCCL's.
+
+    Raises:
+        RuntimeError: one of them differs by more than rounding.
+    """
+    wanted = [part.clone() for part in calls["nccl"](tokens, given)]
+    for way in ("push", "overlapped"):
+        found = within(way, lambda way=way: [part.clone() for part in calls[way](tokens, given)])
+        for which, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+            apart = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+            if not apart < 2**-6:
+                message = f"projection {which} of {tokens.count} tokens, {way}, is {apart} of the largest number apart"
+                raise RuntimeError(message)
+
+
+def within(way: str, call: Callable[[], Any]) -> Any:
+    """Makes steps of all sizes overlap, or none."""
+    kept, symmetric.OVERLAPPED = symmetric.OVERLAPPED, 1 if way == "overlapped" else 1 << 60
+    try:
+        return call()
+    finally:
+        symmetric.OVERLAPPED = kept
+
+
 def check(slow: Exchange, fast: Exchange, tokens: Tokens, given: dict[str, torch.Tensor]) -> None:
     """Compares all four.
 
@@ -95,6 +151,8 @@ def rank_main(rank: int, args: Any, folder: str) -> None:
     def random(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, device=device, generator=draw).bfloat16()
 
+    calls = {way: projections(slow if way == "nccl" else fast, rank, topology, device)
+             for way in ("nccl", "push", "overlapped")}  # fmt: skip
     found = {}
     for count in sorted({1, sp - 1, 2 * sp + 1, *args.tokens}):
         tokens = Tokens(count, sp)
@@ -107,6 +165,7 @@ def rank_main(rank: int, args: Any, folder: str) -> None:
             "embedded": embedded, "hidden": random(tokens.share, HIDDEN),
         }  # fmt: skip
         check(slow, fast, tokens, given)
+        check_projections(calls, tokens, given)
         if count not in args.tokens:
             continue
         found[count] = {}
@@ -115,6 +174,11 @@ def rank_main(rank: int, args: Any, folder: str) -> None:
                 micros = torch.tensor(timed(call, args.repeats), device=device)
                 distributed.all_reduce(micros, op=distributed.ReduceOp.MAX)
                 found[count][f"{pair} {name}"] = round(micros.item(), 1)
+        for way, call in calls.items():
+            taken = within(way, partial(timed, partial(call, tokens, given), args.repeats))
+            micros = torch.tensor(taken, device=device)
+            distributed.all_reduce(micros, op=distributed.ReduceOp.MAX)
+            found[count][f"projections {way}"] = round(micros.item(), 1)
         if rank == 0:
             print(count, found[count], flush=True)
     if rank == 0:

@@ -3,6 +3,7 @@
 The slow twin of faster exchanges: whatever sends the same parts may stand in its place.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -26,6 +27,26 @@ class Exchange(Protocol):
         """All tokens' rows of own heads become own tokens' rows of all heads: [tokens, c] -> [share, sp * c].
 
         Rows of padding are 0. What was received may lie in a buffer that the next but one exchange writes to.
+        """
+        ...
+
+    def overlaps(self, tokens: Tokens) -> bool:
+        """Whether a step is so large that parts had better travel while others are computed: the next two do that."""
+        ...
+
+    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        """As `to_heads`, of rows that are computed part by part.
+
+        Args:
+            product: position in the group -> own tokens' rows of the heads of that rank, [share, c].
+            tokens: of the step.
+        """
+        ...
+
+    def rows_in_parts(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[int, torch.Tensor]]:
+        """As `to_rows`, part by part as they come: position of the rank that sent it, and its columns [share, c].
+
+        To be used up before anything else is sent.
         """
         ...
 
@@ -71,6 +92,20 @@ class Collectives:
     def to_rows(self, heads: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """See `Exchange`."""
         return layout.received_rows(self._all_to_all(layout.send_heads(heads, tokens)))
+
+    def overlaps(self, tokens: Tokens) -> bool:
+        """Never."""
+        del tokens
+        return False
+
+    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        """See `Exchange`."""
+        parts = torch.stack([product(part) for part in range(tokens.sp)])
+        return layout.received_heads(self._all_to_all(parts), tokens)
+
+    def rows_in_parts(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[int, torch.Tensor]]:
+        """See `Exchange`."""
+        yield from enumerate(self._all_to_all(layout.send_heads(heads, tokens)))
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""

@@ -134,6 +134,7 @@ class Switched(ABC):
         self.whole: dict[str, torch.Tensor] = {}
         self.copied: torch.Tensor | None = None
         self._seen_whole = Seen(layer, self.whole)
+        self._seen_parts: list[Seen] = []
         self._tensor_parallel: Forward = layer.forward
         self.take()
         layer.forward = self.forward
@@ -171,6 +172,11 @@ class Switched(ABC):
                 self.whole[name].copy_(loaded)
             else:
                 self.whole[name] = loaded
+        if not self._seen_parts:
+            self._seen_parts = [
+                Seen(self.layer, {name: self._part(name, whole, part) for name, whole in self.whole.items()})
+                for part in range(self.shift.topology.sp)
+            ]
         if self.form.quantized and not self._kernel_takes_view():
             self.copied = formats.packed(self._part("weight", self.whole["weight"]), self.form.axes["weight"])
         for name, whole in self.whole.items():
@@ -188,11 +194,16 @@ class Switched(ABC):
         self.layer.tp_rank = self.shift.topology.shard(self.shift.rank)
         self.layer.tp_size = self.shift.topology.tp
 
-    def _part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+    def _overlaps(self, tokens: Tokens) -> bool:
+        """Whether parts of the product are computed while others travel."""
+        return self.form.add is not None and self.shift.exchange.overlaps(tokens)
+
+    def _part(self, name: str, whole: torch.Tensor, position: int | None = None) -> torch.Tensor:
         # Of a layer whose columns are shared out, a bias is added to the sum of all parts, and scales are the rows'.
         axes = self.form.axes[name]
         dim = axes.columns if self.order is None else axes.rows
-        return weights.part(whole, self.shift.position, self.shift.topology.sp, dim)
+        position = self.shift.position if position is None else position
+        return weights.part(whole, position, self.shift.topology.sp, dim)
 
     def _kernel_takes_view(self) -> bool:
         try:
@@ -210,7 +221,15 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        return self.shift.exchange.to_heads(self.product(x), tokens)
+        exchange = self.shift.exchange
+        if not self._overlaps(tokens):
+            return exchange.to_heads(self.product(x), tokens)
+
+        def product(part: int) -> torch.Tensor:
+            seen = self._seen_parts[part]
+            return self.form.product(seen, x, seen.bias)
+
+        return exchange.heads_from_parts(product, tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -230,8 +249,11 @@ class SwitchedRow(Switched):
         return self._sum(x.reshape(tokens.share, tokens.sp * x.shape[1]))
 
     def _sum(self, rows: torch.Tensor) -> torch.Tensor:
-        first = self.shift.topology.shard(self.shift.rank) == 0
-        return self.shift.exchange.add(self.product(rows, bias=first))
+        return self.shift.exchange.add(self.product(rows, bias=self._adds_bias()))
+
+    def _adds_bias(self) -> bool:
+        """One of the ranks whose products are summed."""
+        return self.shift.topology.shard(self.shift.rank) == 0
 
 
 class SwitchedOutput(SwitchedRow):
@@ -239,7 +261,18 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        return self._sum(self.shift.exchange.to_rows(x, tokens))
+        exchange, add = self.shift.exchange, self.form.add
+        if add is None or not self._overlaps(tokens):
+            return self._sum(exchange.to_rows(x, tokens))
+        bias = self.whole.get("bias") if self._adds_bias() else None
+        found: torch.Tensor | None = None
+        for part, rows in exchange.rows_in_parts(x, tokens):
+            if found is None:
+                found = self.form.product(self._seen_parts[part], rows, bias)
+            else:
+                add(self._seen_parts[part], found, rows)
+        assert found is not None
+        return exchange.add(found)
 
 
 def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], shift: Shift) -> None:

@@ -4,8 +4,14 @@ Each exchange has a region of its own in one allocation of every rank. A rank pu
 all, then they meet at a barrier, and each reads what has arrived. One barrier is enough because no region is used
 twice in a row: whoever writes to a region again has met all others at the barrier of the exchange in between, and
 they came there after they had read. All of it runs on the current stream, within CUDA graphs or without.
+
+Large steps are sent part by part beside the products: copy engines take the parts, which cost no multiprocessor that
+computes. Query, key and value are computed for one rank of the group after the other, this one's last, so that all but
+the last copy is hidden. Of attention's output each rank's columns are multiplied as they come, own ones first; who has
+sent a part says so to its reader alone. (Of two such exchanges one ends at the barrier, so the rule above holds.)
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +22,9 @@ from arctic_sglang.shift.push import Blocks, push
 from arctic_sglang.shift.topology import Tokens
 
 _START = 1024  # bytes that a region starts at a multiple of
+_BARRIER, _SENT = 0, 1  # channels of signals
+# Rows of a rank from which on parts are sent beside the products: their products then fill the GPU.
+OVERLAPPED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +43,12 @@ class Widths:
 
 
 class _Region:
-    """A part of the memory of all ranks: [elements] here, and where it is at each of them."""
+    """A part of the memory of all ranks: [elements] here, and the same at each of them."""
 
-    def __init__(self, here: torch.Tensor, addresses: list[int]) -> None:
-        self.here = here
-        self.addresses = torch.tensor(addresses, dtype=torch.int64, device=here.device)
+    def __init__(self, there: list[torch.Tensor], position: int) -> None:
+        self.there, self.here = there, there[position]
+        addresses = [part.data_ptr() for part in there]
+        self.addresses = torch.tensor(addresses, dtype=torch.int64, device=self.here.device)
 
 
 class Symmetric:
@@ -73,13 +83,15 @@ class Symmetric:
         self._handle = symmetric_memory.rendezvous(
             self._memory, torch.distributed.group.WORLD if group is None else group
         )
+        memories = [
+            self._memory if rank == position else self._handle.get_buffer(rank, (end,), torch.uint8)
+            for rank in range(sp)
+        ]
         self._heads, self._rows, self._scattered, self._gathered = (
-            _Region(
-                self._memory[start : start + size * dtype.itemsize].view(dtype),
-                [address + start for address in self._handle.buffer_ptrs],
-            )
+            _Region([m[start : start + size * dtype.itemsize].view(dtype) for m in memories], position)
             for start, size in zip(starts, sizes, strict=True)
         )
+        self._side = torch.cuda.Stream(device)
 
     @property
     def bytes(self) -> int:
@@ -106,6 +118,51 @@ class Symmetric:
         )  # fmt: skip
         self._push(heads, self._rows, blocks)
         return self._rows.here[: share * self._sp * width].view(share, self._sp * width)
+
+    def overlaps(self, tokens: Tokens) -> bool:
+        """See `Exchange`."""
+        return tokens.share >= OVERLAPPED and tokens.padded <= self.tokens
+
+    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        """See `Exchange`."""
+        main, share, kept, width = torch.cuda.current_stream(), tokens.share, [], 0
+        for step in range(1, self._sp + 1):
+            part = (self._position + step) % self._sp
+            rows = product(part)
+            kept.append(rows)  # until they have been read
+            width = rows.shape[1]
+            start = self._position * share * width
+            target = self._heads.there[part][start : start + rows.numel()].view(rows.shape)
+            if part == self._position:
+                target.copy_(rows)
+                continue
+            self._side.wait_stream(main)
+            with torch.cuda.stream(self._side):
+                target.copy_(rows)
+        main.wait_stream(self._side)
+        self._handle.barrier(channel=_BARRIER)
+        return self._heads.here[: tokens.count * width].view(tokens.count, width)
+
+    def rows_in_parts(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[int, torch.Tensor]]:
+        """See `Exchange`."""
+        main, share, width = torch.cuda.current_stream(), tokens.share, heads.shape[1]
+        self._side.wait_stream(main)
+        with torch.cuda.stream(self._side):
+            for step in range(1, self._sp):
+                part = (self._position + step) % self._sp
+                target = self._rows.there[part][: self._sp * share * width].view(self._sp, share, width)
+                _copy_padded(target[self._position], heads, tokens.of_position(part))
+                self._handle.put_signal(part, channel=_SENT)
+        own = tokens.of_position(self._position)
+        rows = heads[own.start : own.stop]
+        missing = share - len(own)
+        yield self._position, torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+        found = self._rows.here[: self._sp * share * width].view(self._sp, share, width)
+        for step in range(1, self._sp):
+            part = (self._position - step) % self._sp
+            self._handle.wait_signal(part, channel=_SENT)
+            yield part, found[part]
+        main.wait_stream(self._side)  # `heads` may be written to again
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""
@@ -137,4 +194,11 @@ class Symmetric:
 
     def _push(self, source: torch.Tensor, region: _Region, blocks: Blocks) -> None:
         push(source, region.addresses, self._position, blocks)
-        self._handle.barrier(channel=0)
+        self._handle.barrier(channel=_BARRIER)
+
+
+def _copy_padded(target: torch.Tensor, heads: torch.Tensor, own: range) -> None:
+    """Some rows, and zeros behind them."""
+    target[: len(own)].copy_(heads[own.start : own.stop])
+    if len(own) < len(target):
+        target[len(own) :].zero_()

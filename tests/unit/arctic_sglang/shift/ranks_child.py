@@ -21,6 +21,13 @@ LAYERS = ("dense", "experts")
 EXPERTS, CHOSEN = 5, 2
 
 
+class Overlapping(Collectives):
+    """Part by part, whatever the size."""
+
+    def overlaps(self, tokens):
+        return True
+
+
 class Linear(nn.Module):
     """As SGLang's layers are: a row parallel one adds up over all ranks, and its bias once."""
 
@@ -244,9 +251,11 @@ def apart(decoder, heads, ids):
 
 
 def case(topology, kv, threshold, rank, group, fp8):
+    """With one of the thresholds, parts travel beside products."""
+    made = Overlapping if threshold == 3 else Collectives
     heads = Heads(topology, 12 if 12 % topology.world == 0 else topology.world, kv)
     decoder = Decoder(heads, rank, group, fp8)
-    shift = layers.Shift(topology, rank, Policy(threshold), Collectives(topology, rank, group))
+    shift = layers.Shift(topology, rank, Policy(threshold), made(topology, rank, group))
     decoder.switch(shift)
     generator, worst = torch.Generator().manual_seed(1), 0.0
     for count in (7, 1, 2, 12, 3, 5):
