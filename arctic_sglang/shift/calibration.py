@@ -86,7 +86,11 @@ def _runner(
     """What runs the layers on a step of zeros; to be used within the step."""
     hidden, device, dtype = kind
     positions = torch.arange(size, device=device)
-    batch = SimpleNamespace(input_ids=positions, forward_mode=vendor.ForwardMode.EXTEND)
+    one = torch.full((1,), size, device=device)
+    batch = vendor.ForwardBatch(
+        forward_mode=vendor.ForwardMode.EXTEND, batch_size=1, input_ids=positions, req_pool_indices=one, seq_lens=one,
+        out_cache_loc=None, seq_lens_sum=size, positions=positions,
+    )  # fmt: skip
     share = size if shift.tokens is None else shift.tokens.share
     rows = torch.zeros(share, hidden, device=device, dtype=dtype)
 
