@@ -34,11 +34,14 @@ class Exchange(Protocol):
         """Whether a step is so large that parts had better travel while others are computed: the next two do that."""
         ...
 
-    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+    def heads_from_parts(
+        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
         """As `to_heads`, of rows that are computed part by part.
 
         Args:
-            product: position in the group -> own tokens' rows of the heads of that rank, [share, c].
+            write: (position in the group, target [share, c]) writes own tokens' rows of the heads of that rank.
+            kind: [0, c], of the type and the device of the rows.
             tokens: of the step.
         """
         ...
@@ -98,9 +101,13 @@ class Collectives:
         del tokens
         return False
 
-    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+    def heads_from_parts(
+        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
         """See `Exchange`."""
-        parts = torch.stack([product(part) for part in range(tokens.sp)])
+        parts = kind.new_empty(tokens.sp, tokens.share, kind.shape[1])
+        for part, target in enumerate(parts):
+            write(part, target)
         return layout.received_heads(self._all_to_all(parts), tokens)
 
     def rows_in_parts(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[int, torch.Tensor]]:

@@ -194,10 +194,6 @@ class Switched(ABC):
         self.layer.tp_rank = self.shift.topology.shard(self.shift.rank)
         self.layer.tp_size = self.shift.topology.tp
 
-    def _overlaps(self, tokens: Tokens) -> bool:
-        """Whether parts of the product are computed while others travel."""
-        return self.form.add is not None and self.shift.exchange.overlaps(tokens)
-
     def _part(self, name: str, whole: torch.Tensor, position: int | None = None) -> torch.Tensor:
         # Of a layer whose columns are shared out, a bias is added to the sum of all parts, and scales are the rows'.
         axes = self.form.axes[name]
@@ -221,15 +217,16 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        exchange = self.shift.exchange
-        if not self._overlaps(tokens):
+        exchange, in_place = self.shift.exchange, self.form.in_place
+        if in_place is None or not exchange.overlaps(tokens):
             return exchange.to_heads(self.product(x), tokens)
 
-        def product(part: int) -> torch.Tensor:
+        def write(part: int, target: torch.Tensor) -> None:
             seen = self._seen_parts[part]
-            return self.form.product(seen, x, seen.bias)
+            in_place.write(seen, target, x, seen.bias)
 
-        return exchange.heads_from_parts(product, tokens)
+        width = self.whole["weight"].shape[0] // tokens.sp
+        return exchange.heads_from_parts(write, x.new_empty(0, width), tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -261,8 +258,8 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        exchange, add = self.shift.exchange, self.form.add
-        if add is None or not self._overlaps(tokens):
+        exchange, in_place = self.shift.exchange, self.form.in_place
+        if in_place is None or not exchange.overlaps(tokens):
             return self._sum(exchange.to_rows(x, tokens))
         bias = self.whole.get("bias") if self._adds_bias() else None
         found: torch.Tensor | None = None
@@ -270,7 +267,7 @@ class SwitchedOutput(SwitchedRow):
             if found is None:
                 found = self.form.product(self._seen_parts[part], rows, bias)
             else:
-                add(self._seen_parts[part], found, rows)
+                in_place.add(self._seen_parts[part], found, rows)
         assert found is not None
         return exchange.add(found)
 

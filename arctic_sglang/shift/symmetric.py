@@ -5,10 +5,10 @@ all, then they meet at a barrier, and each reads what has arrived. One barrier i
 twice in a row: whoever writes to a region again has met all others at the barrier of the exchange in between, and
 they came there after they had read. All of it runs on the current stream, within CUDA graphs or without.
 
-Large steps are sent part by part beside the products: copy engines take the parts, which cost no multiprocessor that
-computes. Query, key and value are computed for one rank of the group after the other, this one's last, so that all but
-the last copy is hidden. Of attention's output each rank's columns are multiplied as they come, own ones first; who has
-sent a part says so to its reader alone. (Of two such exchanges one ends at the barrier, so the rule above holds.)
+Large steps are sent part by part while products are computed. Query, key and value are computed for one rank of the
+group after the other, and the product's kernel writes them there. Attention's output is taken by copy engines, which
+cost no multiprocessor that computes, and each rank's columns are multiplied as they come, own ones first; who has sent
+a part says so to its reader alone. (Of two such exchanges one ends at the barrier, so the rule above holds.)
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +23,8 @@ from arctic_sglang.shift.topology import Tokens
 
 _START = 1024  # bytes that a region starts at a multiple of
 _BARRIER, _SENT = 0, 1  # channels of signals
-# Rows of a rank from which on parts are sent beside the products: their products then fill the GPU.
-OVERLAPPED = 4096
+# Rows of a rank from which on parts are sent while products are computed: those of a part then fill the GPU.
+OVERLAPPED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +123,15 @@ class Symmetric:
         """See `Exchange`."""
         return tokens.share >= OVERLAPPED and tokens.padded <= self.tokens
 
-    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
-        """See `Exchange`."""
-        main, share, kept, width = torch.cuda.current_stream(), tokens.share, [], 0
+    def heads_from_parts(
+        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
+        """See `Exchange`. Products are written straight into the memory of those who want them."""
+        share, width = tokens.share, kind.shape[1]
+        start = self._position * share * width
         for step in range(1, self._sp + 1):
             part = (self._position + step) % self._sp
-            rows = product(part)
-            kept.append(rows)  # until they have been read
-            width = rows.shape[1]
-            start = self._position * share * width
-            target = self._heads.there[part][start : start + rows.numel()].view(rows.shape)
-            if part == self._position:
-                target.copy_(rows)
-                continue
-            self._side.wait_stream(main)
-            with torch.cuda.stream(self._side):
-                target.copy_(rows)
-        main.wait_stream(self._side)
+            write(part, self._heads.there[part][start : start + share * width].view(share, width))
         self._handle.barrier(channel=_BARRIER)
         return self._heads.here[: tokens.count * width].view(tokens.count, width)
 
