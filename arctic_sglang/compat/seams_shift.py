@@ -89,5 +89,9 @@ ROWS: tuple[Seam, ...] = (
     _row("group", "distributed.parallel_state.get_tp_group", "All ranks."),
     _row("capture", "distributed.parallel_state.graph_capture", "Steps are timed in graphs.", params=("stream",)),
     _row("attention", "layers.radix_attention.RadixAttention", "Is left out of what is timed.", members=("forward",)),
+    _row("context", "model_executor.forward_context.ForwardContext", "What is timed has no cache.",
+         members=("attn_backend",)),
+    _row("in_context", "model_executor.forward_context.forward_context", "Some models ask for its type.",
+         params=("ctx",)),
     _row("args", "runtime_context.get_server_args", "The flags."),
 )  # fmt: skip

@@ -68,7 +68,7 @@ def _seconds(
         run = _runner(layers, shift, size, kind)
         try:
             run()
-        except (AttributeError, TypeError, KeyError) as error:
+        except (AssertionError, AttributeError, TypeError, KeyError) as error:
             msg = (
                 "--shift-parallel-threshold auto: the model's layers cannot be run by themselves to be measured "
                 f"({type(error).__name__}: {error}); give a number of tokens instead"
@@ -137,10 +137,13 @@ def _without_attention(layers: list[Any]) -> Iterator[None]:
     def queries(q: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
         return q.reshape(len(q), -1).contiguous()
 
+    # Some models ask for the cache's type, to write to it while they rotate. There is none yet.
+    nothing = SimpleNamespace(token_to_kv_pool=SimpleNamespace(dtype=None))
     for part, _ in kept:
         part.forward = queries
     try:
-        yield
+        with vendor.forward_context(vendor.ForwardContext(attn_backend=nothing)):
+            yield
     finally:
         for part, forward in kept:
             part.forward = forward
