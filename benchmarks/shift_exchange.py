@@ -30,6 +30,7 @@ from arctic_sglang.shift.topology import Tokens, Topology
 
 CAPTURED = 8
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN = 32, 8, 128, 4096
+VOCABULARY = 1000  # of a rank
 
 
 def timed(call: Callable[[], Any], repeats: int) -> float:
@@ -56,15 +57,17 @@ def timed(call: Callable[[], Any], repeats: int) -> float:
     return statistics.median(found[3:])
 
 
-def exchanges(
-    exchange: Exchange, tokens: Tokens, given: dict[str, torch.Tensor]
-) -> dict[str, Callable[[], Any]]:
+def exchanges(exchange: Exchange, tokens: Tokens, given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """The pairs that alternate in a model, so that each may be repeated."""
     return {
         "attention": lambda: (
             exchange.to_heads(given["rows"], tokens), exchange.to_rows(given["heads"], tokens)
         ),
-        "ends": lambda: (exchange.scatter(given["embedded"]), exchange.gather(given["hidden"])),
+        "experts": lambda: (exchange.scatter(given["scattered"]), exchange.gather(given["hidden"])),
+        "ends": lambda: (
+            exchange.embed(given["ids"], given["vocabulary"]),
+            exchange.gather(given["hidden"], given["last"])[given["last"]],
+        ),
     }  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def projections(
     qkv = layers.SwitchedQkv(layer(heads, HIDDEN), shift, np.arange(heads))
     output = layers.SwitchedOutput(layer(HIDDEN, HEADS * HEAD_SIZE), shift)
 
-    def call(tokens: Tokens, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def call(tokens: Tokens, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         return qkv.sequence_parallel(given["hidden"], tokens), output.sequence_parallel(
             given["heads"], tokens
         )
@@ -91,9 +94,7 @@ def projections(
     return call
 
 
-def check_projections(
-    calls: dict[str, Callable[..., Any]], tokens: Tokens, given: dict[str, torch.Tensor]
-) -> None:
+def check_projections(calls: dict[str, Callable[..., Any]], tokens: Tokens, given: dict[str, Any]) -> None:
     """Compares them with NCCL's.
 
     Raises:
@@ -118,13 +119,13 @@ def within(way: str, call: Callable[[], Any]) -> Any:
         symmetric.OVERLAPPED = kept
 
 
-def check(slow: Exchange, fast: Exchange, tokens: Tokens, given: dict[str, torch.Tensor]) -> None:
+def check(slow: Exchange, fast: Exchange, tokens: Tokens, given: dict[str, Any]) -> None:
     """Compares all four.
 
     Raises:
         RuntimeError: one of them differs.
     """
-    for name in ("attention", "ends"):
+    for name in ("attention", "experts", "ends"):
         wanted = exchanges(slow, tokens, given)[name]()
         # In a buffer until the next but one.
         found = [part.clone() for part in exchanges(fast, tokens, given)[name]()]
@@ -146,7 +147,7 @@ def rank_main(rank: int, args: Any, folder: str) -> None:
     heads = (HEADS // sp + 2 * max(1, KV_HEADS // sp)) * HEAD_SIZE
     widths = Widths(heads, HEADS // sp * HEAD_SIZE, HIDDEN)
     device = torch.device("cuda", rank)
-    fast = Symmetric(slow, rank, sp, widths, max(args.tokens), torch.bfloat16, device)
+    fast = Symmetric(slow, topology, rank, widths, max(args.tokens), torch.bfloat16, device)
     draw = torch.Generator(device).manual_seed(rank)
 
     def random(rows: int, columns: int) -> torch.Tensor:
@@ -157,13 +158,16 @@ def rank_main(rank: int, args: Any, folder: str) -> None:
     found = {}
     for count in sorted({1, sp - 1, 2 * sp + 1, *args.tokens}):
         tokens = Tokens(count, sp)
-        embedded = random(tokens.padded, HIDDEN)
-        embedded[torch.arange(tokens.padded, device=device) % sp != rank] = (
-            0  # each row is one rank's, as in a model
+        scattered = random(tokens.padded, HIDDEN)
+        scattered[torch.arange(tokens.padded, device=device) % sp != rank] = (
+            0  # sums are the same in any order
         )
         given = {
+            "ids": torch.arange(tokens.padded, device=device) * 7 % (sp * VOCABULARY),
+            "vocabulary": Vocabulary(random(VOCABULARY, HIDDEN), rank * VOCABULARY),
+            "last": torch.arange(0, count, 1 + count // 5, device=device),
             "rows": random(tokens.share, sp * widths.heads), "heads": random(count, widths.rows),
-            "embedded": embedded, "hidden": random(tokens.share, HIDDEN),
+            "scattered": scattered, "hidden": random(tokens.share, HIDDEN),
         }  # fmt: skip
         check(slow, fast, tokens, given)
         check_projections(calls, tokens, given)

@@ -35,19 +35,6 @@ class Axes:
 
 
 @dataclass(frozen=True, slots=True)
-class InPlace:
-    """Products that are written where they are wanted.
-
-    Attributes:
-        write: (layer, found [rows, out], x [rows, in], bias [out] or None) sets `found`, which may be another GPU's.
-        add: (layer, found [rows, out], x [rows, in]) adds to it.
-    """
-
-    write: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], None]
-    add: Callable[[Any, torch.Tensor, torch.Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
 class Format:
     """A way of storing the weights of a linear layer.
 
@@ -57,14 +44,15 @@ class Format:
         quantized: the weights are no longer what was loaded, so they cannot be loaded again; and the product is a
             kernel's that may have demands on how a part of them lies.
         dtype: of the rows in and out; None: the weight's.
-        in_place: products that are written where they are wanted; None: its kernel cannot, or would round too often.
+        write: (layer, found [rows, out], x [rows, in], bias [out] or None) sets `found` to the product; None: its
+            kernel cannot, or has work to do with each call that should not be done for each part.
     """
 
     axes: Mapping[str, Axes]
     product: Product
     quantized: bool = False
     dtype: torch.dtype | None = None
-    in_place: InPlace | None = None
+    write: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None = None
 
 
 class Seen:
@@ -95,11 +83,7 @@ def _write_linear(layer: Any, found: torch.Tensor, x: torch.Tensor, bias: torch.
         torch.addmm(bias, x, layer.weight.t(), out=found)
 
 
-def _add_linear(layer: Any, found: torch.Tensor, x: torch.Tensor) -> None:
-    found.addmm_(x, layer.weight.t())
-
-
-PLAIN = Format({"weight": Axes(0, 1), "bias": Axes(0)}, _linear, in_place=InPlace(_write_linear, _add_linear))
+PLAIN = Format({"weight": Axes(0, 1), "bias": Axes(0)}, _linear, write=_write_linear)
 
 
 def fp8(layer: Any, dtype: torch.dtype, product: Product) -> Format:

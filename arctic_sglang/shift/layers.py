@@ -19,6 +19,7 @@ from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
 from arctic_sglang.shift.formats import Format, Seen
 from arctic_sglang.shift.policy import Mode, Policy, Timing
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Tokens, Topology
 from arctic_sglang.shift.weights import Int64
 
@@ -217,16 +218,16 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        exchange, in_place = self.shift.exchange, self.form.in_place
-        if in_place is None or not exchange.overlaps(tokens):
+        exchange, write = self.shift.exchange, self.form.write
+        if write is None or not exchange.overlaps(tokens):
             return exchange.to_heads(self.product(x), tokens)
 
-        def write(part: int, target: torch.Tensor) -> None:
+        def write_part(part: int, target: torch.Tensor) -> None:
             seen = self._seen_parts[part]
-            in_place.write(seen, target, x, seen.bias)
+            write(seen, target, x, seen.bias)
 
         width = self.whole["weight"].shape[0] // tokens.sp
-        return exchange.heads_from_parts(write, x.new_empty(0, width), tokens)
+        return exchange.heads_from_parts(write_part, x.new_empty(0, width), tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -258,26 +259,22 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        exchange, in_place = self.shift.exchange, self.form.in_place
-        if in_place is None or not exchange.overlaps(tokens):
+        exchange, write = self.shift.exchange, self.form.write
+        if write is None or not exchange.overlaps(tokens):
             return self._sum(exchange.to_rows(x, tokens))
+        found = x.new_empty(tokens.share, self.whole["weight"].shape[0])
         bias = self.whole.get("bias") if self._adds_bias() else None
-        found: torch.Tensor | None = None
-        for part, rows in exchange.rows_in_parts(x, tokens):
-            if found is None:
-                found = self.form.product(self._seen_parts[part], rows, bias)
-            else:
-                in_place.add(self._seen_parts[part], found, rows)
-        assert found is not None
+        for chunk, rows in exchange.rows_in_chunks(x, tokens):
+            write(self._seen_whole, found[chunk], rows, bias)
         return exchange.add(found)
 
 
-def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], shift: Shift) -> None:
+def switch_embedding(layer: Any, vocabulary: Callable[[], Vocabulary], shift: Shift) -> None:
     """Token ids in, own rows out.
 
     Args:
         layer: an embedding whose vocabulary is shared out over all ranks.
-        embed: its rows of the ids that this rank has, zeros elsewhere: [ids] -> [ids, hidden].
+        vocabulary: this rank's part of it, as it is now.
         shift: this rank.
     """
     tensor_parallel = layer.forward
@@ -286,7 +283,7 @@ def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], 
         if shift.tokens is None:
             return tensor_parallel(ids)
         missing = shift.tokens.padded - shift.tokens.count
-        return shift.exchange.scatter(embed(torch.nn.functional.pad(ids, (0, missing))))
+        return shift.exchange.embed(torch.nn.functional.pad(ids, (0, missing)), vocabulary())
 
     layer.forward = forward
 
@@ -314,19 +311,22 @@ def switch_experts(block: Any, unsummed: Callable[[], AbstractContextManager[Any
     block.forward = forward
 
 
-def switch_last(layer: Any, shift: Shift, rows: int) -> None:
+def switch_last(
+    layer: Any, shift: Shift, rows: int, chosen: Callable[..., torch.Tensor | None] = lambda *_args: None
+) -> None:
     """Own rows in, which the layer sees as all tokens': what comes behind the last layer of a decoder.
 
     Args:
         layer: logits or a pooler.
         shift: this rank.
         rows: at which place of its arguments the rows are.
+        chosen: of its arguments, which rows it will read; None: all.
     """
     tensor_parallel = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if shift.tokens is not None:
-            whole = shift.exchange.gather(args[rows])[: shift.tokens.count]
+            whole = shift.exchange.gather(args[rows], chosen(*args))[: shift.tokens.count]
             args = (*args[:rows], whole, *args[rows + 1 :])
         return tensor_parallel(*args, **kwargs)
 
