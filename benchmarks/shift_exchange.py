@@ -25,6 +25,7 @@ from torch import distributed, multiprocessing
 from arctic_sglang.shift import layers, symmetric
 from arctic_sglang.shift.exchange import Collectives, Exchange
 from arctic_sglang.shift.policy import Policy
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.symmetric import Symmetric, Widths
 from arctic_sglang.shift.topology import Tokens, Topology
 
