@@ -19,6 +19,7 @@ from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
 from arctic_sglang.shift.formats import Format, Seen
 from arctic_sglang.shift.policy import Mode, Policy, Timing
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Tokens, Topology
 from arctic_sglang.shift.weights import Int64
 
@@ -194,10 +195,6 @@ class Switched(ABC):
         self.layer.tp_rank = self.shift.topology.shard(self.shift.rank)
         self.layer.tp_size = self.shift.topology.tp
 
-    def _overlaps(self, tokens: Tokens) -> bool:
-        """Whether parts of the product are computed while others travel."""
-        return self.form.add is not None and self.shift.exchange.overlaps(tokens)
-
     def _part(self, name: str, whole: torch.Tensor, position: int | None = None) -> torch.Tensor:
         # Of a layer whose columns are shared out, a bias is added to the sum of all parts, and scales are the rows'.
         axes = self.form.axes[name]
@@ -221,15 +218,16 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        exchange = self.shift.exchange
-        if not self._overlaps(tokens):
+        exchange, write = self.shift.exchange, self.form.write
+        if write is None or not exchange.overlaps(tokens):
             return exchange.to_heads(self.product(x), tokens)
 
-        def product(part: int) -> torch.Tensor:
+        def write_part(part: int, target: torch.Tensor) -> None:
             seen = self._seen_parts[part]
-            return self.form.product(seen, x, seen.bias)
+            write(seen, target, x, seen.bias)
 
-        return exchange.heads_from_parts(product, tokens)
+        width = self.whole["weight"].shape[0] // tokens.sp
+        return exchange.heads_from_parts(write_part, x.new_empty(0, width), tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -261,26 +259,22 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        exchange, add = self.shift.exchange, self.form.add
-        if add is None or not self._overlaps(tokens):
+        exchange, write = self.shift.exchange, self.form.write
+        if write is None or not exchange.overlaps(tokens):
             return self._sum(exchange.to_rows(x, tokens))
+        found = x.new_empty(tokens.share, self.whole["weight"].shape[0])
         bias = self.whole.get("bias") if self._adds_bias() else None
-        found: torch.Tensor | None = None
-        for part, rows in exchange.rows_in_parts(x, tokens):
-            if found is None:
-                found = self.form.product(self._seen_parts[part], rows, bias)
-            else:
-                add(self._seen_parts[part], found, rows)
-        assert found is not None
+        for chunk, rows in exchange.rows_in_chunks(x, tokens):
+            write(self._seen_whole, found[chunk], rows, bias)
         return exchange.add(found)
 
 
-def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], shift: Shift) -> None:
+def switch_embedding(layer: Any, vocabulary: Callable[[], Vocabulary], shift: Shift) -> None:
     """Token ids in, own rows out.
 
     Args:
         layer: an embedding whose vocabulary is shared out over all ranks.
-        embed: its rows of the ids that this rank has, zeros elsewhere: [ids] -> [ids, hidden].
+        vocabulary: this rank's part of it, as it is now.
         shift: this rank.
     """
     tensor_parallel = layer.forward
@@ -289,7 +283,7 @@ def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], 
         if shift.tokens is None:
             return tensor_parallel(ids)
         missing = shift.tokens.padded - shift.tokens.count
-        return shift.exchange.scatter(embed(torch.nn.functional.pad(ids, (0, missing))))
+        return shift.exchange.embed(torch.nn.functional.pad(ids, (0, missing)), vocabulary())
 
     layer.forward = forward
 
@@ -317,19 +311,22 @@ def switch_experts(block: Any, unsummed: Callable[[], AbstractContextManager[Any
     block.forward = forward
 
 
-def switch_last(layer: Any, shift: Shift, rows: int) -> None:
+def switch_last(
+    layer: Any, shift: Shift, rows: int, chosen: Callable[..., torch.Tensor | None] = lambda *_args: None
+) -> None:
     """Own rows in, which the layer sees as all tokens': what comes behind the last layer of a decoder.
 
     Args:
         layer: logits or a pooler.
         shift: this rank.
         rows: at which place of its arguments the rows are.
+        chosen: of its arguments, which rows it will read; None: all.
     """
     tensor_parallel = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if shift.tokens is not None:
-            whole = shift.exchange.gather(args[rows])[: shift.tokens.count]
+            whole = shift.exchange.gather(args[rows], chosen(*args))[: shift.tokens.count]
             args = (*args[:rows], whole, *args[rows + 1 :])
         return tensor_parallel(*args, **kwargs)
 

@@ -5,7 +5,7 @@ loaded, its layers are switched (`after_load`). In between SGLang loads what eve
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -20,6 +20,7 @@ from arctic_sglang.shift.formats import Format
 from arctic_sglang.shift.layers import Shift, Switched, SwitchedOutput, SwitchedQkv
 from arctic_sglang.shift.measured import Situation
 from arctic_sglang.shift.policy import AUTO, Mode, Policy, crossover
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.symmetric import Symmetric, Widths
 from arctic_sglang.shift.topology import Heads, Topology
 
@@ -67,10 +68,11 @@ def after_load(_result: None, runner: Any) -> None:
         _switch_communicator(layer, shift)
     _switch_experts(model, shift)
     embedding = model.model.embed_tokens
-    layers.switch_embedding(embedding, embedding._embed_local_shard, shift)
-    for name, rows in (("logits_processor", 1), ("pooler", 0)):
-        if hasattr(model, name):
-            layers.switch_last(getattr(model, name), shift, rows)
+    layers.switch_embedding(embedding, _vocabulary_of(embedding), shift)
+    if hasattr(model, "logits_processor"):
+        layers.switch_last(model.logits_processor, shift, rows=1, chosen=_last_tokens)
+    if hasattr(model, "pooler"):
+        layers.switch_last(model.pooler, shift, rows=0)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
     _get_ready(runner, shift, auto=threshold == AUTO)
@@ -233,6 +235,31 @@ def _unsummed() -> Any:
     return vendor.get_forward().scoped(mlp_reduce_scatter=True)
 
 
+def _vocabulary_of(embedding: Any) -> Callable[[], Vocabulary]:
+    """A rank's part of SGLang's embeddings.
+
+    Raises:
+        ValueError: there are tokens beside those of the checkpoint.
+    """
+    indices = embedding.shard_indices
+    if indices.num_added_elements:
+        raise ValueError("--ulysses-sequence-parallel-size: a vocabulary with added tokens is not supported")
+    first, last = indices.org_vocab_start_index, indices.org_vocab_end_index
+    return lambda: Vocabulary(embedding.weight.data[: last - first], first)
+
+
+def _last_tokens(_ids: Any, _rows: Any, _head: Any, batch: Any, *others: Any) -> torch.Tensor | None:
+    """Which rows logits are computed of, where that is the last token of each request alone; None elsewhere."""
+    mode = batch.forward_mode
+    if any(other is not None for other in others) or not mode.is_extend():
+        return None
+    if mode.is_target_verify() or mode.is_draft_extend_v2() or mode.is_dllm_extend() or batch.return_logprob:
+        return None
+    if batch.capture_hidden_mode.need_capture() or batch.multi_item_delimiter_indices is not None:
+        return None
+    return torch.cumsum(batch.extend_seq_lens, 0) - 1
+
+
 def _in_symmetric_memory(runner: Any, slow: Collectives, shift: Shift, switched: list[Switched]) -> Symmetric:
     """The exchange of GPUs, with its memory taken before SGLang measures what is left for the cache."""
     sp = shift.topology.sp
@@ -243,9 +270,8 @@ def _in_symmetric_memory(runner: Any, slow: Collectives, shift: Shift, switched:
     widths = Widths(len(qkv.order) // sp, size, hidden)
     args = runner.server_args
     tokens = args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
-    return Symmetric(
-        slow, shift.position, sp, widths, tokens, runner.dtype, torch.device("cuda", runner.gpu_id)
-    )
+    device = torch.device("cuda", runner.gpu_id)
+    return Symmetric(slow, shift.topology, shift.rank, widths, tokens, runner.dtype, device)
 
 
 def _get_ready(runner: Any, shift: Shift, *, auto: bool) -> None:
