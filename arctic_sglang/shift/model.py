@@ -16,6 +16,7 @@ from arctic_sglang import env
 from arctic_sglang.compat import vendor
 from arctic_sglang.shift import calibration, formats, layers, limits, measured, weights
 from arctic_sglang.shift.exchange import Collectives
+from arctic_sglang.shift.figures import ExchangeTimes
 from arctic_sglang.shift.formats import Format
 from arctic_sglang.shift.layers import Shift, Switched, SwitchedOutput, SwitchedQkv
 from arctic_sglang.shift.measured import Situation
@@ -61,8 +62,12 @@ def after_load(_result: None, runner: Any) -> None:
     model = runner.model
     switched = list(_switch_linears(model, limits.heads_of(runner.model_config.hf_config, topology), shift))
     _check_all(model, switched)
-    if runner.device == "cuda":
-        shift.exchange = _in_symmetric_memory(runner, exchange, shift, switched)
+    widths = _widths(shift, switched)
+    if runner.device == "cuda":  # memory is taken before SGLang measures what is left for the cache
+        tokens, sp = _largest_step(args), topology.sp
+        shift.exchange = Symmetric(
+            exchange, shift.position, sp, widths, tokens, runner.dtype, _device(runner)
+        )
     for layer in model.model.layers:
         _switch_communicator(layer, shift)
     _switch_experts(model, shift)
@@ -73,7 +78,7 @@ def after_load(_result: None, runner: Any) -> None:
             layers.switch_last(getattr(model, name), shift, rows)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
-    _get_ready(runner, shift, auto=threshold == AUTO)
+    _get_ready(runner, shift, widths, auto=threshold == AUTO)
     runner.shift, runner.switched = shift, switched
     if group.rank_in_group == 0:
         logger.info("arctic-sglang: %s", _told(shift, switched))
@@ -91,10 +96,19 @@ def after_forward(result: Any, runner: Any, batch: Any, *_args: Any, **_kwargs: 
     if result.can_run_graph and batch.forward_mode.is_cuda_graph():
         graph = runner.decode_cuda_graph_runner
         tokens = graph.bs * graph.captured_req_width
-        shift.count(shift.policy.mode(tokens), tokens)
+        shift.figures.count(shift.policy.mode(tokens), tokens)
         shift.ran = None
     shift.note()
     return result
+
+
+def after_metrics_reporter(_result: None, scheduler: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Publishes a rank's figures to Prometheus, if SGLang's are."""
+    context = scheduler.metrics_collector_context
+    if context.current_scheduler_metrics_enabled:
+        from arctic_sglang.shift.metrics import ShiftMetrics  # its import must follow SGLang's set-up
+
+        scheduler.tp_worker.model_runner.shift.figures.publish(ShiftMetrics(context.collector.labels))
 
 
 def after_internal_state(result: Any, scheduler: Any, _request: Any) -> Any:
@@ -233,35 +247,39 @@ def _unsummed() -> Any:
     return vendor.get_forward().scoped(mlp_reduce_scatter=True)
 
 
-def _in_symmetric_memory(runner: Any, slow: Collectives, shift: Shift, switched: list[Switched]) -> Symmetric:
-    """The exchange of GPUs, with its memory taken before SGLang measures what is left for the cache."""
+def _widths(shift: Shift, switched: list[Switched]) -> Widths:
+    """Of the rows that ranks send each other; all layers of a model have the same."""
     sp = shift.topology.sp
     qkv, output = (
         next(one for one in switched if isinstance(one, kind)) for kind in (SwitchedQkv, SwitchedOutput)
     )
-    hidden, size = qkv.layer.input_size, output.layer.input_size // shift.topology.tp // sp
-    widths = Widths(len(qkv.order) // sp, size, hidden)
-    args = runner.server_args
-    tokens = args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
-    return Symmetric(
-        slow, shift.position, sp, widths, tokens, runner.dtype, torch.device("cuda", runner.gpu_id)
-    )
+    rows = output.layer.input_size // shift.topology.tp // sp
+    return Widths(len(qkv.order) // sp, rows, qkv.layer.input_size)
 
 
-def _get_ready(runner: Any, shift: Shift, *, auto: bool) -> None:
+def _largest_step(args: Any) -> int:
+    """Tokens of a prefill."""
+    return args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
+
+
+def _device(runner: Any) -> torch.device:
+    return torch.device(runner.device, runner.gpu_id if runner.device == "cuda" else None)
+
+
+def _get_ready(runner: Any, shift: Shift, widths: Widths, *, auto: bool) -> None:
     """Warms both modes, and chooses the threshold by what they take; all ranks choose the same."""
-    args, group = runner.server_args, vendor.get_tp_group()
-    device = torch.device(runner.device, runner.gpu_id if runner.device == "cuda" else None)
-    chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
-    of = (device, runner.dtype)
-    if device.type == "cuda":
+    args, group, of = runner.server_args, vendor.get_tp_group(), (_device(runner), runner.dtype)
+    chunk = _largest_step(args)
+    if runner.device == "cuda":
         calibration.warm(runner.model, shift, [1, chunk], *of)
+    exchanged = calibration.exchanges(shift.exchange, shift.topology.sp, widths, measured.sizes(chunk), *of)
+    shift.figures.exchange = ExchangeTimes(len(runner.model.model.layers), exchanged)
     if not auto:
         return
     situation = Situation(
         {name: value for name, value in runner.model.config.to_dict().items() if type(value) is int},
         f"{runner.dtype} {args.quantization}",
-        vendor.device_name(device.type), shift.topology.tp, shift.topology.sp, vendor.versions(),
+        vendor.device_name(runner.device), shift.topology.tp, shift.topology.sp, vendor.versions(),
     )  # fmt: skip
     known = [measured.load(env.cache_folder(), situation)] if shift.rank == 0 else [None]
     distributed.broadcast_object_list(known, src=group.ranks[0], group=group.cpu_group)
