@@ -8,11 +8,11 @@ _EXIT = "Ulysses sequence parallelism in SGLang"
 
 def _row(
     name: str, target: str, why: str, *, kind: Kind = Kind.CALL, params: tuple[str, ...] = (),
-    members: tuple[str, ...] = (), hook: str = "",
+    members: tuple[str, ...] = (), hook: str = "", role: Role = Role.SCHEDULER,
 ) -> Seam:  # fmt: skip
     return Seam(
         id=f"shift.{name}", target=f"sglang.srt.{target}", kind=kind, feature=Feature.SHIFT, why=why,
-        hook=hook, params=params, members=members, roles=frozenset({Role.SCHEDULER}), exit=_EXIT,
+        hook=hook, params=params, members=members, roles=frozenset({role}), exit=_EXIT,
     )  # fmt: skip
 
 
@@ -53,6 +53,21 @@ ROWS: tuple[Seam, ...] = (
         "told", "managers.scheduler.Scheduler.get_internal_state", "Steps and tokens by mode are the scheduler's.",
         kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_internal_state", params=("self", "recv_req"),
     ),
+    _row(
+        "published", "managers.scheduler.Scheduler.init_metrics_reporter", "The same, beside SGLang's own at /metrics.",
+        kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_metrics_reporter", params=("self",),
+    ),
+    _row("labels", "observability.metrics_collector.SchedulerMetricsCollectorContext", "Who publishes, and as whom.",
+         members=("current_scheduler_metrics_enabled", "collector")),
+    _row(
+        "failed", "managers.tokenizer_manager.SignalHandler.running_phase_sigquit_handler",
+        "A rank that is gone ends the server at once; ranks that wait for it on a GPU would hold it up for a minute.",
+        kind=Kind.AROUND, hook="arctic_sglang.shift.ending:around_sigquit", params=("self",), role=Role.MAIN,
+    ),
+    _row("watched", "utils.watchdog.SubprocessWatchdog", "The processes of a server, by name.", role=Role.MAIN,
+         members=("_processes", "_names")),
+    _row("watches", "managers.tokenizer_manager.TokenizerManager", "Has the watchdog.", role=Role.MAIN,
+         members=("_subprocess_watchdog",)),
     _row("state", "managers.io_struct.GetInternalStateReqOutput", "What /server_info tells of a scheduler.",
          members=("internal_state",)),
     _row("runner", "model_executor.model_runner.ModelRunner", "The model and its config.",

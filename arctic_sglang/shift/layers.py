@@ -17,6 +17,7 @@ import torch
 
 from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
+from arctic_sglang.shift.figures import Figures
 from arctic_sglang.shift.formats import Format, Seen
 from arctic_sglang.shift.policy import Mode, Policy, Timing
 from arctic_sglang.shift.push import Vocabulary
@@ -37,10 +38,7 @@ class Shift:
         exchange: how ranks of a sequence group reach each other.
         tokens: of the step, while one runs in sequence parallelism; None: everything is tensor parallel.
         ran: the last step that ran here, as mode and tokens, until somebody takes it.
-        steps: by mode.
-        counted: tokens of those steps.
-        switches: steps in another mode than the one before.
-        last: the mode of the step before.
+        figures: of the steps so far.
         timings: by which the threshold was chosen; none where it was given.
     """
 
@@ -50,10 +48,7 @@ class Shift:
     exchange: Exchange
     tokens: Tokens | None = None
     ran: tuple[Mode, int] | None = None
-    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
-    counted: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
-    switches: int = 0
-    last: Mode | None = None
+    figures: Figures = field(default_factory=Figures)
     timings: list[Timing] = field(default_factory=list)
     _running: bool = False
 
@@ -63,13 +58,11 @@ class Shift:
         return self.topology.position(self.rank)
 
     def told(self) -> dict[str, Any]:
-        """What a server tells of it, as JSON can hold it: steps and tokens by mode are this rank's so far."""
+        """What a server tells of it, as JSON can hold it: figures are this rank's so far."""
         return {
             "threshold": self.policy.threshold,
             "sequence_groups": [list(group) for group in self.topology.sequence_groups()],
-            "steps": {mode.value: count for mode, count in self.steps.items()},
-            "tokens": {mode.value: count for mode, count in self.counted.items()},
-            "switches": self.switches,
+            **self.figures.told(),
             "timings": [asdict(timing) for timing in self.timings],
         }
 
@@ -92,22 +85,10 @@ class Shift:
         finally:
             self._running, self.tokens = False, None
 
-    def count(self, mode: Mode, tokens: int) -> None:
-        """Takes note of a step that a request had.
-
-        Args:
-            mode: of the step.
-            tokens: as the kernels saw them.
-        """
-        self.steps[mode] += 1
-        self.counted[mode] += tokens
-        self.switches += self.last not in (None, mode)
-        self.last = mode
-
     def note(self) -> None:
         """Counts the step that ran here last, which a request had; once."""
         if self.ran is not None:
-            self.count(*self.ran)
+            self.figures.count(*self.ran)
             self.ran = None
 
 
@@ -326,7 +307,10 @@ def switch_last(
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if shift.tokens is not None:
-            whole = shift.exchange.gather(args[rows], chosen(*args))[: shift.tokens.count]
+            read = chosen(*args)
+            whole = shift.exchange.gather(args[rows], read)[: shift.tokens.count]
+            if read is None:  # somebody may keep them for longer than until the next step
+                whole = whole.clone()
             args = (*args[:rows], whole, *args[rows + 1 :])
         return tensor_parallel(*args, **kwargs)
 

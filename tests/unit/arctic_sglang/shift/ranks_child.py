@@ -258,14 +258,17 @@ def case(topology, kv, threshold, rank, group, fp8):
         ids = torch.randint(VOCABULARY, (count,), generator=generator)
         with shift.step(count):
             worst = max(worst, apart(decoder, heads, ids))
-        shift.count(*shift.ran)
+        shift.figures.count(*shift.ran)
     if not fp8:
         load_again(decoder, topology)
     for count in (1, 11):
         with shift.step(count):
             worst = max(worst, apart(decoder, heads, torch.arange(count)))
-        shift.count(*shift.ran)
-    told = {"steps": {mode.value: n for mode, n in shift.steps.items()}, "switches": shift.switches}
+        shift.figures.count(*shift.ran)
+    told = {
+        "steps": {mode.value: n for mode, n in shift.figures.steps.items()},
+        "switches": shift.figures.switches,
+    }
     told |= {"fp8": fp8, "copies": sum(switched.copied is not None for switched in decoder.switched)}
     return {"tp": topology.tp, "sp": topology.sp, "kv": kv, "threshold": threshold, "apart": worst, **told}
 

@@ -54,7 +54,7 @@ def test_a_step_is_noted_once(shift):
             pass
     shift.note()
     shift.note()
-    assert shift.steps == {Mode.TENSOR: 0, Mode.SEQUENCE: 1}
+    assert shift.figures.steps == {Mode.TENSOR: 0, Mode.SEQUENCE: 1}
     assert shift.ran is None
 
 
@@ -83,9 +83,9 @@ def test_steps_are_counted_by_what_ran_or_by_the_graph(shift):
     model.after_forward(eager, runner, batch(graph=False))  # nothing ran: no tokens
     assert shift.told() == {
         "threshold": 4, "sequence_groups": [[0, 1]], "steps": {"tp": 2, "sp": 3}, "tokens": {"tp": 6, "sp": 22},
-        "switches": 2, "timings": [],
+        "switches": 2, "exchange_seconds": 0.0, "exchange_seconds_of_a_step": {}, "timings": [],
     }  # fmt: skip
-    assert shift.last is Mode.SEQUENCE
+    assert shift.figures.last is Mode.SEQUENCE
 
 
 def test_tensors_are_not_copied_to_parameters_by_name():
