@@ -109,7 +109,7 @@ ROWS: tuple[Seam, ...] = (
     _row("group", "distributed.parallel_state.get_tp_group", "All ranks."),
     _row("capture", "distributed.parallel_state.graph_capture", "Steps are timed in graphs.", params=("stream",)),
     _row("attention", "layers.radix_attention.RadixAttention", "Is left out of what is timed.", members=("forward",)),
-    _row("batch", "model_executor.forward_batch_info.ForwardBatch", "A step of zeros is timed.",
+    _row("timed", "model_executor.forward_batch_info.ForwardBatch", "A step of zeros is timed.",
          members=("forward_mode", "batch_size", "input_ids", "req_pool_indices", "seq_lens", "out_cache_loc",
                   "seq_lens_sum", "positions")),
     _row("context", "model_executor.forward_context.ForwardContext", "What is timed has no cache.",
