@@ -1,4 +1,4 @@
-"""What happens once at the start, when a model has been switched: memory for exchanges, warming, times, the threshold."""
+"""What happens once, when a model has been switched: memory for exchanges, warming, times, the threshold."""
 
 from typing import Any
 
@@ -26,7 +26,9 @@ def symmetric(runner: Any, slow: Collectives, shift: Shift, switched: list[Switc
         switched: the model's layers.
     """
     tokens, dtype = _largest_step(runner.server_args), runner.dtype
-    return Symmetric(slow, shift.topology, shift.rank, _widths(shift, switched), tokens, dtype, _device(runner))
+    return Symmetric(
+        slow, shift.topology, shift.rank, _widths(shift, switched), tokens, dtype, _device(runner)
+    )
 
 
 def get_ready(runner: Any, shift: Shift, switched: list[Switched], *, auto: bool) -> None:
