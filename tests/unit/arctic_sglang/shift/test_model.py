@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arctic_sglang.compat import vendor
-from arctic_sglang.shift import model
+from arctic_sglang.shift import model, start
 from arctic_sglang.shift.formats import PLAIN, Axes, Format
 from arctic_sglang.shift.layers import Shift
 from arctic_sglang.shift.policy import Mode, Policy
@@ -193,7 +193,7 @@ def test_the_log_tells_what_was_copied(shift):
         weight = torch.zeros(2**19, dtype=torch.uint8)
         return SimpleNamespace(whole={"weight": weight}, copied=weight[: 2**18] if copied else None)
 
-    assert "copies" not in model._told(shift, [one(False)])
-    told = model._told(shift, [one(False)] * 40 + [one(True)] * 40)
+    assert "copies" not in start.told(shift, [one(False)])
+    told = start.told(shift, [one(False)] * 40 + [one(True)] * 40)
     assert "0.04 GiB a rank, and 0.01 GiB for copies of the parts of 40 of 80 layers" in told
     assert "where two would be 0.06" in told
