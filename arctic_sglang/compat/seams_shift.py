@@ -67,7 +67,7 @@ ROWS: tuple[Seam, ...] = (
     _row("watched", "utils.watchdog.SubprocessWatchdog", "The processes of a server, by name.", role=Role.MAIN,
          members=("_processes", "_names")),
     _row("watches", "managers.tokenizer_manager.TokenizerManager", "Has the watchdog.", role=Role.MAIN,
-         members=("_subprocess_watchdog",)),
+         members=("_subprocess_watchdog", "crash_dump_folder")),
     _row("state", "managers.io_struct.GetInternalStateReqOutput", "What /server_info tells of a scheduler.",
          members=("internal_state",)),
     _row("runner", "model_executor.model_runner.ModelRunner", "The model and its config.",

@@ -126,7 +126,7 @@ def kill(server, victim, stopped=None):
     log = server.log.read_text()
     assert code != 0
     assert f"these processes have ended: scheduler_{victim} (pid {ranks[victim].pid}, exit code -9)" in log
-    _, alive = psutil.wait_procs(children, 10)
+    _, alive = psutil.wait_procs(children, 30)
     assert alive == []
     for client in clients:
         client.join(10)

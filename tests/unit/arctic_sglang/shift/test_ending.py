@@ -34,7 +34,10 @@ for rank in ranks:
     rank.start()
 ranks[1].join()
 watchdog = SimpleNamespace(_names=["scheduler_0", "scheduler_1", "detokenizer"], _processes=[*ranks, Detokenizer()])
-manager = SimpleNamespace(_subprocess_watchdog=watchdog if sys.argv[1] != "unwatched" else None)
+folder = "dumps" if sys.argv[1] == "dumped" else None
+manager = SimpleNamespace(
+    _subprocess_watchdog=watchdog if sys.argv[1] != "unwatched" else None, crash_dump_folder=folder
+)
 around_sigquit(sigquit, SimpleNamespace(tokenizer_manager=manager), 3)
 """
 
@@ -55,6 +58,13 @@ def test_the_process_is_named_the_others_end_and_the_exit_code_is_not_0():
     assert (
         done.stdout == "sglang 3 [-9, 7]\n"
     )  # the one that waited was killed before, the detokenizer was not
+
+
+def test_others_are_left_to_sglang_where_their_dumps_are_wanted():
+    done = run("dumped", "7")
+    assert done.returncode == 1, done.stderr
+    assert "these processes have ended: scheduler_1 (pid" in done.stderr
+    assert done.stdout == "sglang 3 [7]\n"
 
 
 @pytest.mark.parametrize("how", ["hangs", "unwatched"])
