@@ -8,11 +8,11 @@ _EXIT = "Ulysses sequence parallelism in SGLang"
 
 def _row(
     name: str, target: str, why: str, *, kind: Kind = Kind.CALL, params: tuple[str, ...] = (),
-    members: tuple[str, ...] = (), hook: str = "",
+    members: tuple[str, ...] = (), hook: str = "", role: Role = Role.SCHEDULER,
 ) -> Seam:  # fmt: skip
     return Seam(
         id=f"shift.{name}", target=f"sglang.srt.{target}", kind=kind, feature=Feature.SHIFT, why=why,
-        hook=hook, params=params, members=members, roles=frozenset({Role.SCHEDULER}), exit=_EXIT,
+        hook=hook, params=params, members=members, roles=frozenset({role}), exit=_EXIT,
     )  # fmt: skip
 
 
@@ -53,6 +53,21 @@ ROWS: tuple[Seam, ...] = (
         "told", "managers.scheduler.Scheduler.get_internal_state", "Steps and tokens by mode are the scheduler's.",
         kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_internal_state", params=("self", "recv_req"),
     ),
+    _row(
+        "published", "managers.scheduler.Scheduler.init_metrics_reporter", "The same, beside SGLang's own at /metrics.",
+        kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_metrics_reporter", params=("self",),
+    ),
+    _row("labels", "observability.metrics_collector.SchedulerMetricsCollectorContext", "Who publishes, and as whom.",
+         members=("current_scheduler_metrics_enabled", "collector")),
+    _row(
+        "failed", "managers.tokenizer_manager.SignalHandler.running_phase_sigquit_handler",
+        "A rank that is gone ends the server at once; ranks that wait for it on a GPU would hold it up for a minute.",
+        kind=Kind.AROUND, hook="arctic_sglang.shift.ending:around_sigquit", params=("self",), role=Role.MAIN,
+    ),
+    _row("watched", "utils.watchdog.SubprocessWatchdog", "The processes of a server, by name.", role=Role.MAIN,
+         members=("_processes", "_names")),
+    _row("watches", "managers.tokenizer_manager.TokenizerManager", "Has the watchdog.", role=Role.MAIN,
+         members=("_subprocess_watchdog", "crash_dump_folder")),
     _row("state", "managers.io_struct.GetInternalStateReqOutput", "What /server_info tells of a scheduler.",
          members=("internal_state",)),
     _row("runner", "model_executor.model_runner.ModelRunner", "The model and its config.",
@@ -77,7 +92,12 @@ ROWS: tuple[Seam, ...] = (
     _row("row", "layers.linear.RowParallelLinear", "Attention's output, and down.",
          members=("forward", "tp_rank", "tp_size")),
     _row("embedding", "layers.vocab_parallel_embedding.VocabParallelEmbedding", "Rows of the ids that a rank has.",
-         members=("forward", "_embed_local_shard")),
+         members=("forward",)),
+    _row("vocabulary", "layers.vocab_parallel_embedding.VocabParallelEmbeddingShardIndices", "Which ids a rank has.",
+         members=("org_vocab_start_index", "org_vocab_end_index", "num_added_elements")),
+    _row("batch", "model_executor.forward_batch_info.ForwardBatch", "Which rows logits are computed of.",
+         members=("forward_mode", "return_logprob", "capture_hidden_mode", "multi_item_delimiter_indices",
+                  "extend_seq_lens")),
     _row("logits", "layers.logits_processor.LogitsProcessor", "Wants the rows of all tokens.",
          params=(), members=("forward",)),
     _row("pooler", "layers.pooler.Pooler", "Wants them too.", members=("forward",)),
@@ -89,5 +109,12 @@ ROWS: tuple[Seam, ...] = (
     _row("group", "distributed.parallel_state.get_tp_group", "All ranks."),
     _row("capture", "distributed.parallel_state.graph_capture", "Steps are timed in graphs.", params=("stream",)),
     _row("attention", "layers.radix_attention.RadixAttention", "Is left out of what is timed.", members=("forward",)),
+    _row("timed", "model_executor.forward_batch_info.ForwardBatch", "A step of zeros is timed.",
+         members=("forward_mode", "batch_size", "input_ids", "req_pool_indices", "seq_lens", "out_cache_loc",
+                  "seq_lens_sum", "positions")),
+    _row("context", "model_executor.forward_context.ForwardContext", "What is timed has no cache.",
+         members=("attn_backend",)),
+    _row("in_context", "model_executor.forward_context.forward_context", "Some models ask for its type.",
+         params=("ctx",)),
     _row("args", "runtime_context.get_server_args", "The flags."),
 )  # fmt: skip

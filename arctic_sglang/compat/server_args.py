@@ -78,6 +78,8 @@ class ArcticServerArgs(_WithFlags):
         features = requested(config, facts)
         if Feature.SHIFT in features:
             self.tp_size *= config.ulysses_sequence_parallel_size  # to SGLang it is that, over all ranks
+            if self.flashinfer_allreduce_fusion_backend is None:  # SGLang takes it by itself for some models
+                self.enforce_disable_flashinfer_allreduce_fusion = True
         threads = _cpu_threads(self, config) if Feature.CPU in features else None
         cores = None if threads is None else defaults.cores_of_ranks(_core_count(), self.tp_size, threads)
         decision = Decision(config, tuple(sorted(features)), wanted_pooling(config, facts), threads, cores)

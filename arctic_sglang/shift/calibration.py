@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,11 @@ import torch
 from torch import distributed
 
 from arctic_sglang.compat import vendor
+from arctic_sglang.shift.exchange import Exchange
 from arctic_sglang.shift.layers import Shift
 from arctic_sglang.shift.policy import Mode, Timing
+from arctic_sglang.shift.symmetric import Widths
+from arctic_sglang.shift.topology import Tokens
 
 _LAYERS = 4
 _REPEATS = 9
@@ -50,6 +54,37 @@ def measure(
     return found
 
 
+def exchanges(
+    exchange: Exchange, sp: int, widths: Widths, sizes: list[int], device: torch.device, dtype: torch.dtype
+) -> dict[int, float]:
+    """Times the two all-to-alls around a layer's attention: seconds of both by tokens of the step.
+
+    Args:
+        exchange: of this rank.
+        sp: ranks of the sequence group.
+        widths: of what travels.
+        sizes: tokens of the steps.
+        device: of the model.
+        dtype: of its activations.
+    """
+    found = {}
+    for size in sizes:
+        tokens = Tokens(size, sp)
+        rows = torch.zeros(tokens.share, sp * widths.heads, device=device, dtype=dtype)
+        heads = torch.zeros(size, widths.rows, device=device, dtype=dtype)
+        run = partial(_both, exchange, rows, heads, tokens)
+        run()  # kernels are compiled outside of graphs
+        found[size] = _slowest(run, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def _both(exchange: Exchange, rows: torch.Tensor, heads: torch.Tensor, tokens: Tokens) -> None:
+    exchange.to_heads(rows, tokens)
+    exchange.to_rows(heads, tokens)
+
+
 def warm(model: Any, shift: Shift, sizes: list[int], device: torch.device, dtype: torch.dtype) -> None:
     """Runs both modes once, so that no request waits until their kernels are ready; arguments as of `measure`."""
     layers = list(model.model.layers)[:1]
@@ -63,18 +98,23 @@ def warm(model: Any, shift: Shift, sizes: list[int], device: torch.device, dtype
 def _seconds(
     layers: list[Any], shift: Shift, mode: Mode, size: int, kind: tuple[int, torch.device, torch.dtype]
 ) -> float:
-    """The median over the repeats, of the slowest rank."""
+    """What the layers take on a step in a mode."""
     with shift.step(size, mode):
         run = _runner(layers, shift, size, kind)
         try:
             run()
-        except (AttributeError, TypeError, KeyError) as error:
+        except (AssertionError, AttributeError, TypeError, KeyError) as error:
             msg = (
                 "--shift-parallel-threshold auto: the model's layers cannot be run by themselves to be measured "
                 f"({type(error).__name__}: {error}); give a number of tokens instead"
             )
             raise ValueError(msg) from error
-        times = _graph_times(run) if kind[1].type == "cuda" else _plain_times(run)
+        return _slowest(run, kind[1])
+
+
+def _slowest(run: Callable[[], None], device: torch.device) -> float:
+    """The median over the repeats, of the slowest rank."""
+    times = _graph_times(run) if device.type == "cuda" else _plain_times(run)
     median = torch.tensor(statistics.median(times[_DROPPED:]), dtype=torch.float64)
     distributed.all_reduce(median, op=distributed.ReduceOp.MAX, group=vendor.get_tp_group().cpu_group)
     return median.item()
@@ -86,7 +126,11 @@ def _runner(
     """What runs the layers on a step of zeros; to be used within the step."""
     hidden, device, dtype = kind
     positions = torch.arange(size, device=device)
-    batch = SimpleNamespace(input_ids=positions, forward_mode=vendor.ForwardMode.EXTEND)
+    one = torch.full((1,), size, device=device)
+    batch = vendor.ForwardBatch(
+        forward_mode=vendor.ForwardMode.EXTEND, batch_size=1, input_ids=positions, req_pool_indices=one, seq_lens=one,
+        out_cache_loc=None, seq_lens_sum=size, positions=positions,
+    )  # fmt: skip
     share = size if shift.tokens is None else shift.tokens.share
     rows = torch.zeros(share, hidden, device=device, dtype=dtype)
 
@@ -137,10 +181,13 @@ def _without_attention(layers: list[Any]) -> Iterator[None]:
     def queries(q: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
         return q.reshape(len(q), -1).contiguous()
 
+    # Some models ask for the cache's type, to write to it while they rotate. There is none yet.
+    nothing = SimpleNamespace(token_to_kv_pool=SimpleNamespace(dtype=None))
     for part, _ in kept:
         part.forward = queries
     try:
-        yield
+        with vendor.forward_context(vendor.ForwardContext(attn_backend=nothing)):
+            yield
     finally:
         for part, forward in kept:
             part.forward = forward

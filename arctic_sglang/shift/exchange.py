@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 from arctic_sglang.shift import layout
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Tokens, Topology
 
 
@@ -34,28 +35,41 @@ class Exchange(Protocol):
         """Whether a step is so large that parts had better travel while others are computed: the next two do that."""
         ...
 
-    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+    def heads_from_parts(
+        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
         """As `to_heads`, of rows that are computed part by part.
 
         Args:
-            product: position in the group -> own tokens' rows of the heads of that rank, [share, c].
+            write: (position in the group, target [share, c]) writes own tokens' rows of the heads of that rank.
+            kind: [0, c], of the type and the device of the rows.
             tokens: of the step.
         """
         ...
 
-    def rows_in_parts(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[int, torch.Tensor]]:
-        """As `to_rows`, part by part as they come: position of the rank that sent it, and its columns [share, c].
+    def rows_in_chunks(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[slice, torch.Tensor]]:
+        """As `to_rows`, some rows after the other as they come: which ones of [share], and [those, sp * c].
 
         To be used up before anything else is sent.
         """
+        ...
+
+    def embed(self, ids: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """Own tokens' embeddings, of a vocabulary that all ranks share out: [sp * n] -> [n, hidden]."""
         ...
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks of rows [sp * n, ...]: each rank gets those of its position, [n, ...]."""
         ...
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """All rows of the sequence group, position after position: [n, ...] -> [sp * n, ...]."""
+    def gather(self, rows: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """All rows of the sequence group, position after position: [n, hidden] -> [sp * n, hidden].
+
+        Args:
+            rows: own ones.
+            chosen: int64 [any], which of all rows somebody will read; what is in the others is nobody's business.
+                None: all.
+        """
         ...
 
     def add(self, rows: torch.Tensor) -> torch.Tensor:
@@ -98,14 +112,24 @@ class Collectives:
         del tokens
         return False
 
-    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+    def heads_from_parts(
+        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
         """See `Exchange`."""
-        parts = torch.stack([product(part) for part in range(tokens.sp)])
+        parts = kind.new_empty(tokens.sp, tokens.share, kind.shape[1])
+        for part, target in enumerate(parts):
+            write(part, target)
         return layout.received_heads(self._all_to_all(parts), tokens)
 
-    def rows_in_parts(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[int, torch.Tensor]]:
+    def rows_in_chunks(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[slice, torch.Tensor]]:
         """See `Exchange`."""
-        yield from enumerate(self._all_to_all(layout.send_heads(heads, tokens)))
+        rows = self.to_rows(heads, tokens)
+        for first in range(0, len(rows), 2):
+            yield slice(first, first + 2), rows[first : first + 2]
+
+    def embed(self, ids: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """See `Exchange`."""
+        return self.scatter(vocabulary.rows(ids))
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""
@@ -113,11 +137,16 @@ class Collectives:
         distributed.reduce_scatter_tensor(own, rows.contiguous(), group=self._sequence)
         return self.add(own)
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    def gather(self, rows: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """See `Exchange`."""
         found = rows.new_empty(len(rows) * self._topology.sp, *rows.shape[1:])
         distributed.all_gather_into_tensor(found, rows.contiguous(), group=self._sequence)
-        return found
+        if chosen is None:
+            return found
+        # Other exchanges leave the others as they were; who reads one of them shall see it.
+        kept = torch.full_like(found, torch.nan)
+        kept[chosen] = found[chosen]
+        return kept
 
     def add(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""

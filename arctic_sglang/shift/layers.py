@@ -17,8 +17,10 @@ import torch
 
 from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
+from arctic_sglang.shift.figures import Figures
 from arctic_sglang.shift.formats import Format, Seen
 from arctic_sglang.shift.policy import Mode, Policy, Timing
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Tokens, Topology
 from arctic_sglang.shift.weights import Int64
 
@@ -36,10 +38,7 @@ class Shift:
         exchange: how ranks of a sequence group reach each other.
         tokens: of the step, while one runs in sequence parallelism; None: everything is tensor parallel.
         ran: the last step that ran here, as mode and tokens, until somebody takes it.
-        steps: by mode.
-        counted: tokens of those steps.
-        switches: steps in another mode than the one before.
-        last: the mode of the step before.
+        figures: of the steps so far.
         timings: by which the threshold was chosen; none where it was given.
     """
 
@@ -49,10 +48,7 @@ class Shift:
     exchange: Exchange
     tokens: Tokens | None = None
     ran: tuple[Mode, int] | None = None
-    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
-    counted: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
-    switches: int = 0
-    last: Mode | None = None
+    figures: Figures = field(default_factory=Figures)
     timings: list[Timing] = field(default_factory=list)
     _running: bool = False
 
@@ -62,13 +58,11 @@ class Shift:
         return self.topology.position(self.rank)
 
     def told(self) -> dict[str, Any]:
-        """What a server tells of it, as JSON can hold it: steps and tokens by mode are this rank's so far."""
+        """What a server tells of it, as JSON can hold it: figures are this rank's so far."""
         return {
             "threshold": self.policy.threshold,
             "sequence_groups": [list(group) for group in self.topology.sequence_groups()],
-            "steps": {mode.value: count for mode, count in self.steps.items()},
-            "tokens": {mode.value: count for mode, count in self.counted.items()},
-            "switches": self.switches,
+            **self.figures.told(),
             "timings": [asdict(timing) for timing in self.timings],
         }
 
@@ -91,22 +85,10 @@ class Shift:
         finally:
             self._running, self.tokens = False, None
 
-    def count(self, mode: Mode, tokens: int) -> None:
-        """Takes note of a step that a request had.
-
-        Args:
-            mode: of the step.
-            tokens: as the kernels saw them.
-        """
-        self.steps[mode] += 1
-        self.counted[mode] += tokens
-        self.switches += self.last not in (None, mode)
-        self.last = mode
-
     def note(self) -> None:
         """Counts the step that ran here last, which a request had; once."""
         if self.ran is not None:
-            self.count(*self.ran)
+            self.figures.count(*self.ran)
             self.ran = None
 
 
@@ -194,10 +176,6 @@ class Switched(ABC):
         self.layer.tp_rank = self.shift.topology.shard(self.shift.rank)
         self.layer.tp_size = self.shift.topology.tp
 
-    def _overlaps(self, tokens: Tokens) -> bool:
-        """Whether parts of the product are computed while others travel."""
-        return self.form.add is not None and self.shift.exchange.overlaps(tokens)
-
     def _part(self, name: str, whole: torch.Tensor, position: int | None = None) -> torch.Tensor:
         # Of a layer whose columns are shared out, a bias is added to the sum of all parts, and scales are the rows'.
         axes = self.form.axes[name]
@@ -221,15 +199,16 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        exchange = self.shift.exchange
-        if not self._overlaps(tokens):
+        exchange, write = self.shift.exchange, self.form.write
+        if write is None or not exchange.overlaps(tokens):
             return exchange.to_heads(self.product(x), tokens)
 
-        def product(part: int) -> torch.Tensor:
+        def write_part(part: int, target: torch.Tensor) -> None:
             seen = self._seen_parts[part]
-            return self.form.product(seen, x, seen.bias)
+            write(seen, target, x, seen.bias)
 
-        return exchange.heads_from_parts(product, tokens)
+        width = self.whole["weight"].shape[0] // tokens.sp
+        return exchange.heads_from_parts(write_part, x.new_empty(0, width), tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -261,26 +240,22 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        exchange, add = self.shift.exchange, self.form.add
-        if add is None or not self._overlaps(tokens):
+        exchange, write = self.shift.exchange, self.form.write
+        if write is None or not exchange.overlaps(tokens):
             return self._sum(exchange.to_rows(x, tokens))
+        found = x.new_empty(tokens.share, self.whole["weight"].shape[0])
         bias = self.whole.get("bias") if self._adds_bias() else None
-        found: torch.Tensor | None = None
-        for part, rows in exchange.rows_in_parts(x, tokens):
-            if found is None:
-                found = self.form.product(self._seen_parts[part], rows, bias)
-            else:
-                add(self._seen_parts[part], found, rows)
-        assert found is not None
+        for chunk, rows in exchange.rows_in_chunks(x, tokens):
+            write(self._seen_whole, found[chunk], rows, bias)
         return exchange.add(found)
 
 
-def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], shift: Shift) -> None:
+def switch_embedding(layer: Any, vocabulary: Callable[[], Vocabulary], shift: Shift) -> None:
     """Token ids in, own rows out.
 
     Args:
         layer: an embedding whose vocabulary is shared out over all ranks.
-        embed: its rows of the ids that this rank has, zeros elsewhere: [ids] -> [ids, hidden].
+        vocabulary: this rank's part of it, as it is now.
         shift: this rank.
     """
     tensor_parallel = layer.forward
@@ -289,7 +264,7 @@ def switch_embedding(layer: Any, embed: Callable[[torch.Tensor], torch.Tensor], 
         if shift.tokens is None:
             return tensor_parallel(ids)
         missing = shift.tokens.padded - shift.tokens.count
-        return shift.exchange.scatter(embed(torch.nn.functional.pad(ids, (0, missing))))
+        return shift.exchange.embed(torch.nn.functional.pad(ids, (0, missing)), vocabulary())
 
     layer.forward = forward
 
@@ -317,19 +292,25 @@ def switch_experts(block: Any, unsummed: Callable[[], AbstractContextManager[Any
     block.forward = forward
 
 
-def switch_last(layer: Any, shift: Shift, rows: int) -> None:
+def switch_last(
+    layer: Any, shift: Shift, rows: int, chosen: Callable[..., torch.Tensor | None] = lambda *_args: None
+) -> None:
     """Own rows in, which the layer sees as all tokens': what comes behind the last layer of a decoder.
 
     Args:
         layer: logits or a pooler.
         shift: this rank.
         rows: at which place of its arguments the rows are.
+        chosen: of its arguments, which rows it will read; None: all.
     """
     tensor_parallel = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if shift.tokens is not None:
-            whole = shift.exchange.gather(args[rows])[: shift.tokens.count]
+            read = chosen(*args)
+            whole = shift.exchange.gather(args[rows], read)[: shift.tokens.count]
+            if read is None:  # somebody may keep them for longer than until the next step
+                whole = whole.clone()
             args = (*args[:rows], whole, *args[rows + 1 :])
         return tensor_parallel(*args, **kwargs)
 

@@ -46,6 +46,9 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
         (None, "ARCTIC", "SUFFIX"), "--speculative-algorithm",
         "ARCTIC and SUFFIX alone: others have a draft model, whose layers are not switched, or were not tried",
     ),
+    "flashinfer_allreduce_fusion_backend": (
+        (None,), "--flashinfer-allreduce-fusion-backend", "it leaves sums of one layer to the norm of the next",
+    ),
     "enable_two_batch_overlap": ((False,), "--enable-two-batch-overlap", "it splits a step in two"),
     "enable_single_batch_overlap": ((False,), "--enable-single-batch-overlap", "not tried"),
     "enable_pdmux": ((False,), "--enable-pdmux", "it splits a prefill between layers"),

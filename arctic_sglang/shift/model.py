@@ -5,22 +5,19 @@ loaded, its layers are switched (`after_load`). In between SGLang loads what eve
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
 import torch
-from torch import distributed
 
-from arctic_sglang import env
 from arctic_sglang.compat import vendor
-from arctic_sglang.shift import calibration, formats, layers, limits, measured, weights
+from arctic_sglang.shift import formats, layers, limits, start, weights
 from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.formats import Format
-from arctic_sglang.shift.layers import Shift, Switched, SwitchedOutput, SwitchedQkv
-from arctic_sglang.shift.measured import Situation
-from arctic_sglang.shift.policy import AUTO, Mode, Policy, crossover
-from arctic_sglang.shift.symmetric import Symmetric, Widths
+from arctic_sglang.shift.layers import Shift, Switched
+from arctic_sglang.shift.policy import AUTO, Mode, Policy
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Heads, Topology
 
 logger = logging.getLogger(__name__)
@@ -62,21 +59,22 @@ def after_load(_result: None, runner: Any) -> None:
     switched = list(_switch_linears(model, limits.heads_of(runner.model_config.hf_config, topology), shift))
     _check_all(model, switched)
     if runner.device == "cuda":
-        shift.exchange = _in_symmetric_memory(runner, exchange, shift, switched)
+        shift.exchange = start.symmetric(runner, exchange, shift, switched)
     for layer in model.model.layers:
         _switch_communicator(layer, shift)
     _switch_experts(model, shift)
     embedding = model.model.embed_tokens
-    layers.switch_embedding(embedding, embedding._embed_local_shard, shift)
-    for name, rows in (("logits_processor", 1), ("pooler", 0)):
-        if hasattr(model, name):
-            layers.switch_last(getattr(model, name), shift, rows)
+    layers.switch_embedding(embedding, _vocabulary_of(embedding), shift)
+    if hasattr(model, "logits_processor"):
+        layers.switch_last(model.logits_processor, shift, rows=1, chosen=_last_tokens)
+    if hasattr(model, "pooler"):
+        layers.switch_last(model.pooler, shift, rows=0)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
-    _get_ready(runner, shift, auto=threshold == AUTO)
+    start.get_ready(runner, shift, switched, auto=threshold == AUTO)
     runner.shift, runner.switched = shift, switched
     if group.rank_in_group == 0:
-        logger.info("arctic-sglang: %s", _told(shift, switched))
+        logger.info("arctic-sglang: %s", start.told(shift, switched))
 
 
 def after_forward(result: Any, runner: Any, batch: Any, *_args: Any, **_kwargs: Any) -> Any:
@@ -91,10 +89,19 @@ def after_forward(result: Any, runner: Any, batch: Any, *_args: Any, **_kwargs: 
     if result.can_run_graph and batch.forward_mode.is_cuda_graph():
         graph = runner.decode_cuda_graph_runner
         tokens = graph.bs * graph.captured_req_width
-        shift.count(shift.policy.mode(tokens), tokens)
+        shift.figures.count(shift.policy.mode(tokens), tokens)
         shift.ran = None
     shift.note()
     return result
+
+
+def after_metrics_reporter(_result: None, scheduler: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Publishes a rank's figures to Prometheus, if SGLang's are."""
+    context = scheduler.metrics_collector_context
+    if context.current_scheduler_metrics_enabled:
+        from arctic_sglang.shift.metrics import ShiftMetrics  # its import must follow SGLang's set-up
+
+        scheduler.tp_worker.model_runner.shift.figures.publish(ShiftMetrics(context.collector.labels))
 
 
 def after_internal_state(result: Any, scheduler: Any, _request: Any) -> Any:
@@ -233,42 +240,29 @@ def _unsummed() -> Any:
     return vendor.get_forward().scoped(mlp_reduce_scatter=True)
 
 
-def _in_symmetric_memory(runner: Any, slow: Collectives, shift: Shift, switched: list[Switched]) -> Symmetric:
-    """The exchange of GPUs, with its memory taken before SGLang measures what is left for the cache."""
-    sp = shift.topology.sp
-    qkv, output = (
-        next(one for one in switched if isinstance(one, kind)) for kind in (SwitchedQkv, SwitchedOutput)
-    )
-    hidden, size = qkv.layer.input_size, output.layer.input_size // shift.topology.tp // sp
-    widths = Widths(len(qkv.order) // sp, size, hidden)
-    args = runner.server_args
-    tokens = args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
-    return Symmetric(
-        slow, shift.position, sp, widths, tokens, runner.dtype, torch.device("cuda", runner.gpu_id)
-    )
+def _vocabulary_of(embedding: Any) -> Callable[[], Vocabulary]:
+    """A rank's part of SGLang's embeddings.
+
+    Raises:
+        ValueError: there are tokens beside those of the checkpoint.
+    """
+    indices = embedding.shard_indices
+    if indices.num_added_elements:
+        raise ValueError("--ulysses-sequence-parallel-size: a vocabulary with added tokens is not supported")
+    first, last = indices.org_vocab_start_index, indices.org_vocab_end_index
+    return lambda: Vocabulary(embedding.weight.data[: last - first], first)
 
 
-def _get_ready(runner: Any, shift: Shift, *, auto: bool) -> None:
-    """Warms both modes, and chooses the threshold by what they take; all ranks choose the same."""
-    args, group = runner.server_args, vendor.get_tp_group()
-    device = torch.device(runner.device, runner.gpu_id if runner.device == "cuda" else None)
-    chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else args.max_prefill_tokens
-    of = (device, runner.dtype)
-    if device.type == "cuda":
-        calibration.warm(runner.model, shift, [1, chunk], *of)
-    if not auto:
-        return
-    situation = Situation(
-        {name: value for name, value in runner.model.config.to_dict().items() if type(value) is int},
-        f"{runner.dtype} {args.quantization}",
-        vendor.device_name(device.type), shift.topology.tp, shift.topology.sp, vendor.versions(),
-    )  # fmt: skip
-    known = [measured.load(env.cache_folder(), situation)] if shift.rank == 0 else [None]
-    distributed.broadcast_object_list(known, src=group.ranks[0], group=group.cpu_group)
-    shift.timings = known[0] or calibration.measure(runner.model, shift, measured.sizes(chunk), *of)
-    shift.policy = Policy(crossover(shift.timings))
-    if shift.rank == 0 and known[0] is None:
-        measured.store(env.cache_folder(), situation, shift.timings)
+def _last_tokens(_ids: Any, _rows: Any, _head: Any, batch: Any, *others: Any) -> torch.Tensor | None:
+    """Which rows logits are computed of, where that is the last token of each request alone; None elsewhere."""
+    mode = batch.forward_mode
+    if any(other is not None for other in others) or not mode.is_extend():
+        return None
+    if mode.is_target_verify() or mode.is_draft_extend_v2() or mode.is_dllm_extend() or batch.return_logprob:
+        return None
+    if batch.capture_hidden_mode.need_capture() or batch.multi_item_delimiter_indices is not None:
+        return None
+    return torch.cumsum(batch.extend_seq_lens, 0) - 1
 
 
 def _switch_steps(model: Any, shift: Shift) -> None:
@@ -306,41 +300,3 @@ def _keep_loadable(model: Any, switched: list[Switched]) -> None:
                 one.take()
 
     model.load_weights = load_weights
-
-
-def _told(shift: Shift, switched: list[Switched]) -> str:
-    topology = shift.topology
-    exchange, way = shift.exchange, "process groups"
-    if isinstance(exchange, Symmetric):
-        way = (
-            f"symmetric memory, {exchange.bytes / 2**30:.2f} GiB a rank for steps of {exchange.tokens} tokens"
-        )
-    size = sum(tensor.nbytes for one in switched for tensor in one.whole.values())
-    copied = [one.copied.nbytes for one in switched if one.copied is not None]
-    copies = (
-        f", and {sum(copied) / 2**30:.2f} GiB for copies of the parts of {len(copied)} of {len(switched)} layers, as "
-        "their kernel does not compute with a view"
-    )
-    return (
-        f"Shift Parallelism over {topology.world} ranks, sequence groups {topology.sequence_groups()}: "
-        f"{_modes(shift)}; one copy of the linear layers, {size / 2**30:.2f} GiB a rank{copies if copied else ''}, "
-        f"where two would be {size * (1 + 1 / topology.sp) / 2**30:.2f}; exchanged over {way}"
-    )
-
-
-def _modes(shift: Shift) -> str:
-    threshold = shift.policy.threshold
-    if threshold == 0:
-        found = "every step in sequence parallelism"
-    elif threshold is None:
-        found = "every step in tensor parallelism"
-    else:
-        found = (
-            f"steps of up to {threshold} tokens in tensor parallelism, larger ones in sequence parallelism"
-        )
-    if shift.timings:
-        times = ", ".join(
-            f"{t.tokens}: {1000 * t.tensor:.2f} / {1000 * t.sequence:.2f}" for t in shift.timings
-        )
-        found += f" (milliseconds of a few layers by tokens, in either mode: {times})"
-    return found

@@ -1,7 +1,7 @@
-"""One kernel for everything that ranks of a sequence group send each other: blocks of rows, put where they belong.
+"""The kernels of what ranks of a sequence group send each other: blocks of rows, or single rows, put where they belong.
 
 Each rank writes into the memory of the others over NVLink; nobody asks for anything, and what arrives lies as its
-reader wants it. What tells the four exchanges apart is where a part starts and how far its rows are from each other,
+reader wants it. What tells exchanges of blocks apart is where a part starts and how far its rows are from each other,
 on either side (`Blocks`). Ranks that write must not overtake those that read: that is `symmetric`'s business.
 """
 
@@ -57,6 +57,25 @@ class Blocks:
         return all(start * size % _ALIGNED == 0 for start in starts)
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A rank's part of the embeddings.
+
+    Attributes:
+        table: [tokens, hidden], contiguous.
+        first: the token of the first row.
+    """
+
+    table: torch.Tensor
+    first: int
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows of the tokens that are here, and zeros for the others: [ids] -> [ids, hidden]."""
+        own = (ids >= self.first) & (ids < self.first + len(self.table))
+        found = self.table[(ids - self.first).clamp(0, len(self.table) - 1)]
+        return found.masked_fill_(~own[:, None], 0)
+
+
 def push(source: torch.Tensor, addresses: torch.Tensor, position: int, blocks: Blocks) -> None:
     """Writes a block into each rank's memory. Returns before they have arrived.
 
@@ -110,3 +129,89 @@ def _push_kernel(
     given = inside & (row < limit - part * rows)
     found = tl.load(block + row * SOURCE_ROW + column, mask=given, other=0.0)
     tl.store(target + row * TARGET_ROW + column, found, mask=inside)
+
+
+def push_embedded(ids: torch.Tensor, vocabulary: Vocabulary, addresses: torch.Tensor, share: int) -> None:
+    """Writes the rows of the tokens that this rank has into the memory of the ranks whose tokens they are.
+
+    Args:
+        ids: int64 or int32 [sp * share], tokens of all ranks.
+        vocabulary: this rank's part.
+        addresses: as of `push`; targets are [share, hidden].
+        share: tokens of each rank.
+    """
+    last = vocabulary.first + len(vocabulary.table)
+    _push_rows(
+        (len(ids), 1), vocabulary.table, ids, addresses, (share, vocabulary.first, last, 0), embedded=True
+    )
+
+
+def push_chosen(rows: torch.Tensor, chosen: torch.Tensor, addresses: torch.Tensor, position: int) -> None:
+    """Writes some of this rank's rows into the memory of all ranks.
+
+    Args:
+        rows: [share, width], contiguous.
+        chosen: int64 or int32 [any], which of all ranks' rows; those of other ranks are left out.
+        addresses: as of `push`; targets are [sp * share, width].
+        position: this rank's place in the group.
+    """
+    _push_rows(
+        (len(chosen), len(addresses)), rows, chosen, addresses, (len(rows), 0, 0, position), embedded=False
+    )
+
+
+def push_embedded_twin(
+    ids: torch.Tensor, vocabulary: Vocabulary, targets: list[torch.Tensor], share: int
+) -> None:
+    """What `push_embedded` does, of tensors that one process can reach; `targets` are [share, hidden]."""
+    for token, number in enumerate(ids.tolist()):
+        if 0 <= number - vocabulary.first < len(vocabulary.table):
+            targets[token // share][token % share] = vocabulary.table[number - vocabulary.first]
+
+
+def push_chosen_twin(
+    rows: torch.Tensor, chosen: torch.Tensor, targets: list[torch.Tensor], position: int
+) -> None:
+    """What `push_chosen` does, of tensors that one process can reach; `targets` are [sp * share, width]."""
+    for token in chosen.tolist():
+        if token // len(rows) == position:
+            for target in targets:
+                target[token] = rows[token % len(rows)]
+
+
+def _push_rows(
+    grid: tuple[int, int], source: torch.Tensor, index: torch.Tensor, addresses: torch.Tensor,
+    numbers: tuple[int, int, int, int], *, embedded: bool,
+) -> None:  # fmt: skip
+    width, size = source.shape[1], source.element_size()
+    if 0 in (*grid, width):
+        return
+    assert source.is_contiguous()
+    aligned = width * size % _ALIGNED == 0 and source.data_ptr() % _ALIGNED == 0
+    _rows_kernel[grid](
+        source, index, addresses, *numbers, WIDTH=width, BLOCK=min(triton.next_power_of_2(width), 4096),
+        EMBEDDED=embedded, ALIGNED=_ALIGNED if aligned else size, num_warps=_WARPS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["share", "first", "last", "position"])
+def _rows_kernel(
+    source: tl.tensor, index: tl.tensor, addresses: tl.tensor, share: int, first: int, last: int, position: int,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, EMBEDDED: tl.constexpr, ALIGNED: tl.constexpr,
+) -> None:  # fmt: skip
+    item = tl.program_id(0)
+    number = tl.load(index + item).to(tl.int64)
+    if EMBEDDED:
+        own, row = (number >= first) & (number < last), number - first
+        part, there = item // share, (item % share).to(tl.int64)
+    else:
+        own, row = number // share == position, number % share
+        part, there = tl.program_id(1), number
+    if own:
+        target = tl.load(addresses + part).to(tl.pointer_type(source.dtype.element_ty))
+        target = tl.multiple_of(target + there * WIDTH, ALIGNED)
+        found = tl.multiple_of(source + row * WIDTH, ALIGNED)
+        for start in range(0, WIDTH, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            inside = column < WIDTH
+            tl.store(target + column, tl.load(found + column, mask=inside), mask=inside)

@@ -5,25 +5,26 @@ all, then they meet at a barrier, and each reads what has arrived. One barrier i
 twice in a row: whoever writes to a region again has met all others at the barrier of the exchange in between, and
 they came there after they had read. All of it runs on the current stream, within CUDA graphs or without.
 
-Large steps are sent part by part beside the products: copy engines take the parts, which cost no multiprocessor that
-computes. Query, key and value are computed for one rank of the group after the other, this one's last, so that all but
-the last copy is hidden. Of attention's output each rank's columns are multiplied as they come, own ones first; who has
-sent a part says so to its reader alone. (Of two such exchanges one ends at the barrier, so the rule above holds.)
+Large steps are sent part by part beside the products, by copy engines, which cost no multiprocessor that computes.
+Query, key and value are computed for one rank of the group after the other, this one's last, so that all but the last
+copy is hidden. Attention's output comes in chunks of rows, and while one is multiplied the next is under way; each has
+a barrier of its own, on the stream that sends.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from cuda.bindings import runtime as cudart
 from torch.distributed import _symmetric_memory as symmetric_memory
 
 from arctic_sglang.shift.exchange import Collectives
-from arctic_sglang.shift.push import Blocks, push
-from arctic_sglang.shift.topology import Tokens
+from arctic_sglang.shift.push import Blocks, Vocabulary, push, push_chosen, push_embedded
+from arctic_sglang.shift.topology import Tokens, Topology
 
 _START = 1024  # bytes that a region starts at a multiple of
-_BARRIER, _SENT = 0, 1  # channels of signals
-# Rows of a rank from which on parts are sent beside the products: their products then fill the GPU.
+_CHUNKS = 4  # of attention's output, that travel one after the other
+# Rows of a rank from which on parts are sent while products are computed: those of a part then fill the GPU.
 OVERLAPPED = 4096
 
 
@@ -58,8 +59,8 @@ class Symmetric:
 
     Args:
         slow: for steps of more tokens than there is memory for, and for sums over other shards.
-        position: this rank's place in the sequence group.
-        sp: ranks of the group.
+        topology: all ranks.
+        rank: this one.
         widths: of what travels.
         tokens: of the largest step that fits.
         dtype: of what travels.
@@ -67,10 +68,11 @@ class Symmetric:
     """
 
     def __init__(
-        self, slow: Collectives, position: int, sp: int, widths: Widths, tokens: int, dtype: torch.dtype,
+        self, slow: Collectives, topology: Topology, rank: int, widths: Widths, tokens: int, dtype: torch.dtype,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self._slow, self._position, self._sp = slow, position, sp
+        position, sp = topology.position(rank), topology.sp
+        self._slow, self._position, self._sp, self._shards = slow, position, sp, topology.tp
         self.tokens = Tokens(tokens, sp).padded
         sizes = [self.tokens * width for width in (widths.heads, widths.rows, widths.hidden, widths.hidden)]
         starts, end = [], 0
@@ -91,7 +93,7 @@ class Symmetric:
             _Region([m[start : start + size * dtype.itemsize].view(dtype) for m in memories], position)
             for start, size in zip(starts, sizes, strict=True)
         )
-        self._side = torch.cuda.Stream(device)
+        self._side, self._own = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     @property
     def bytes(self) -> int:
@@ -123,46 +125,76 @@ class Symmetric:
         """See `Exchange`."""
         return tokens.share >= OVERLAPPED and tokens.padded <= self.tokens
 
-    def heads_from_parts(self, product: Callable[[int], torch.Tensor], tokens: Tokens) -> torch.Tensor:
+    def heads_from_parts(
+        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
         """See `Exchange`."""
-        main, share, kept, width = torch.cuda.current_stream(), tokens.share, [], 0
+        main, share, width = torch.cuda.current_stream(), tokens.share, kind.shape[1]
+        start = self._position * share * width
+        kept = []  # until they have been read
         for step in range(1, self._sp + 1):
             part = (self._position + step) % self._sp
-            rows = product(part)
-            kept.append(rows)  # until they have been read
-            width = rows.shape[1]
-            start = self._position * share * width
-            target = self._heads.there[part][start : start + rows.numel()].view(rows.shape)
+            target = self._heads.there[part][start : start + share * width].view(share, width)
             if part == self._position:
-                target.copy_(rows)
+                write(part, target)
                 continue
+            rows = kind.new_empty(share, width)
+            write(part, rows)
+            kept.append(rows)
             self._side.wait_stream(main)
             with torch.cuda.stream(self._side):
                 target.copy_(rows)
         main.wait_stream(self._side)
-        self._handle.barrier(channel=_BARRIER)
+        self._handle.barrier(channel=0)
         return self._heads.here[: tokens.count * width].view(tokens.count, width)
 
-    def rows_in_parts(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[int, torch.Tensor]]:
+    def rows_in_chunks(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[slice, torch.Tensor]]:
         """See `Exchange`."""
         main, share, width = torch.cuda.current_stream(), tokens.share, heads.shape[1]
-        self._side.wait_stream(main)
-        with torch.cuda.stream(self._side):
-            for step in range(1, self._sp):
-                part = (self._position + step) % self._sp
-                target = self._rows.there[part][: self._sp * share * width].view(self._sp, share, width)
-                _copy_padded(target[self._position], heads, tokens.of_position(part))
-                self._handle.put_signal(part, channel=_SENT)
+        targets = [
+            there[: share * self._sp * width].view(share, self._sp * width) for there in self._rows.there
+        ]
+        found = targets[self._position]
         own = tokens.of_position(self._position)
-        rows = heads[own.start : own.stop]
-        missing = share - len(own)
-        yield self._position, torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
-        found = self._rows.here[: self._sp * share * width].view(self._sp, share, width)
-        for step in range(1, self._sp):
-            part = (self._position - step) % self._sp
-            self._handle.wait_signal(part, channel=_SENT)
-            yield part, found[part]
-        main.wait_stream(self._side)  # `heads` may be written to again
+        found[len(own) :].zero_()  # padding, which nobody sends
+        ready = self._send_chunks(heads, tokens, targets)
+        for chunk, event in ready:
+            main.wait_event(event)
+            yield chunk, found[chunk]
+
+    def _send_chunks(
+        self, heads: torch.Tensor, tokens: Tokens, targets: list[torch.Tensor]
+    ) -> list[tuple[slice, torch.cuda.Event]]:
+        """Sends rows for all ranks' first chunk, then their second one, and so on; an event says that one has come."""
+        main, share, width, ready = torch.cuda.current_stream(), tokens.share, heads.shape[1], []
+        column, height = self._position * width, -(-share // _CHUNKS)
+        self._side.wait_stream(main)
+        self._own.wait_stream(main)
+        for number, first in enumerate(range(0, share, height)):
+            chunk = slice(first, min(first + height, share))
+            for step in range(1, self._sp + 1):
+                part = (self._position + step) % self._sp
+                given = tokens.of_position(part)[chunk]
+                stream = self._own if part == self._position else self._side
+                target = targets[part][first : first + len(given), column : column + width]
+                copy_rows(target, heads[given.start : given.stop], stream)
+            self._side.wait_stream(self._own)
+            with torch.cuda.stream(self._side):
+                self._handle.barrier(channel=1 + number)
+                event = torch.cuda.Event()
+                event.record()
+            ready.append((chunk, event))
+        return ready
+
+    def embed(self, ids: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """See `Exchange`."""
+        share, width = len(ids) // self._sp, vocabulary.table.shape[1]
+        if self._shards > 1 or len(ids) > self.tokens:
+            return self.scatter(vocabulary.rows(ids))
+        push_embedded(ids, vocabulary, self._scattered.addresses, share)
+        self._handle.barrier(channel=0)
+        # A model adds to it while it runs, and experts scatter their rows to the same region.
+        return self._scattered.here[: share * width].view(share, width).clone()
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Exchange`."""
@@ -176,16 +208,17 @@ class Symmetric:
         parts = self._scattered.here[: len(rows) * width].view(self._sp, share, width)
         return self.add(parts.sum(0))
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    def gather(self, rows: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """See `Exchange`."""
         share, width = rows.shape
         if share * self._sp > self.tokens:
             return self._slow.gather(rows)
-        self._push(
-            rows,
-            self._gathered,
-            Blocks(width, share, rows.stride(0), 0, width, self._position * share * width),
-        )
+        if chosen is None:
+            start = self._position * share * width
+            self._push(rows, self._gathered, Blocks(width, share, rows.stride(0), 0, width, start))
+        else:
+            push_chosen(rows.contiguous(), chosen, self._gathered.addresses, self._position)
+            self._handle.barrier(channel=0)
         return self._gathered.here[: share * self._sp * width].view(share * self._sp, width)
 
     def add(self, rows: torch.Tensor) -> torch.Tensor:
@@ -194,11 +227,26 @@ class Symmetric:
 
     def _push(self, source: torch.Tensor, region: _Region, blocks: Blocks) -> None:
         push(source, region.addresses, self._position, blocks)
-        self._handle.barrier(channel=_BARRIER)
+        self._handle.barrier(channel=0)
 
 
-def _copy_padded(target: torch.Tensor, heads: torch.Tensor, own: range) -> None:
-    """Some rows, and zeros behind them."""
-    target[: len(own)].copy_(heads[own.start : own.stop])
-    if len(own) < len(target):
-        target[len(own) :].zero_()
+def copy_rows(target: torch.Tensor, source: torch.Tensor, stream: torch.cuda.Stream) -> None:
+    """Copies rows that lie at other distances, by a copy engine; torch would take multiprocessors for that.
+
+    Args:
+        target: [rows, width] with a stride of 1 along the width, of any GPU that this one can reach.
+        source: [rows, width] likewise, of the same type.
+        stream: where it is put.
+
+    Raises:
+        RuntimeError: CUDA refused.
+    """
+    if len(source) == 0:
+        return
+    size = source.element_size()
+    (error,) = cudart.cudaMemcpy2DAsync(
+        target.data_ptr(), target.stride(0) * size, source.data_ptr(), source.stride(0) * size,
+        source.shape[1] * size, len(source), cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice, stream.cuda_stream,
+    )  # fmt: skip
+    if error != cudart.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"a copy of {list(source.shape)} between GPUs failed: {error}")

@@ -1,6 +1,7 @@
 """Servers as processes of their own."""
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -111,7 +112,8 @@ def running_server(args: list[str], log: Path, env: dict[str, str] | None = None
         _wait_until_healthy(server)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
 

@@ -49,7 +49,7 @@ def make_model(folder, family, heads):
         shape |= {
             "num_experts": 8,
             "num_experts_per_tok": 3,
-            "moe_intermediate_size": 48,
+            "moe_intermediate_size": 128,
             "norm_topk_prob": True,
         }
     if family == "mistral":
@@ -137,3 +137,20 @@ def test_new_weights_come_as_the_first_ones_did(served):
     assert not refused[0]
     assert "'direct' does not go with --ulysses-sequence-parallel-size" in refused[1]
     check(served, asked, new_tokens=6)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3"])
+def test_a_threshold_is_measured_where_none_is_given(family, tmp_path, monkeypatch):
+    """Also of models whose layers ask for the cache while they are timed, when there is none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    twin = make_model(tmp_path / "model", family, heads=2)
+    with running_engine(
+        tmp_path / "engine.log", model_path=str(tmp_path / "model"), skip_tokenizer_init=True, dtype="float32",
+        chunked_prefill_size=CHUNK, max_total_tokens=8192, ulysses_sequence_parallel_size=2,
+        enable_shift_parallel=True,
+    ) as engine:  # fmt: skip
+        served = Served(engine, twin, str(tmp_path), 0)
+        assert all(min(timing["tensor"], timing["sequence"]) > 0 for timing in served.told()["timings"])
+        assert served.told()["timings"]
+        check(served, prompts(1, 2, 33, 64, 200))

@@ -1,13 +1,15 @@
 """Shift Parallelism on several GPUs: every backend, with its CUDA graphs, against transformers in float32.
 
 All engines run side by side on all GPUs there are, two or four of them. An engine's log-probabilities may differ from
-float32 by about as much as those of transformers do in the engine's type.
+float32 by about as much as those of transformers do in the engine's type, or those of an engine without these flags.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,16 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs or four"),
 ]
 GPUS = torch.cuda.device_count()
+START_SECONDS = 200  # flashinfer compiles its kernels first, for minutes: run it by itself a second time
 FIRST_PORT = 25100  # of each engine one, below those that the system hands out
 LENGTHS = (1, 2, 3, 5, 17, 24, 25, 33, 64, 127, 128, 129, 300, 700)
 LENGTHS = LENGTHS + tuple(range(2, 36))  # more requests than a decode step of the threshold has
+LARGE = (*(1500,) * 12, 7)  # at once; enough rows for each of four ranks to send them in parts
 SHIFT = {"enable_shift_parallel": True, "shift_parallel_threshold": "24"}
 HALF = {"attention_backend": "triton", "dtype": "float16"}
 BF16 = {"dtype": "bfloat16"}
-# Model, base tensor parallelism, options.
+FP8 = {**BF16, "attention_backend": "fa3", "quantization": "fp8"}
+# Model, base tensor parallelism (None: without this plugin's flags), options.
 ENGINES = {
     "triton": ("llama", 1, {**HALF, **SHIFT}),
     "triton-ulysses": ("llama", 1, HALF),
@@ -38,13 +43,28 @@ ENGINES = {
     "triton-steps-beyond-the-buffers": (
         "llama", 1, {**HALF, **SHIFT, "chunked_prefill_size": -1, "max_prefill_tokens": 128},
     ),
+    "triton-large-steps": (
+        "llama", 1, {**HALF, **SHIFT, "chunked_prefill_size": 32768, "max_total_tokens": 60_000},
+    ),
     "qwen3": ("qwen3", 1, {**HALF, **SHIFT}),
     "qwen3-ulysses": ("qwen3", 1, HALF),
     "torch_native": ("llama", 1, {**HALF, **SHIFT, "attention_backend": "torch_native"}),
     "fa3": ("llama", 1, {**BF16, **SHIFT, "attention_backend": "fa3"}),
+    "qwen3-moe": ("qwen3_moe", 1, {**HALF, **SHIFT}),
+    "suffix": (
+        "llama", 1,
+        {**BF16, **SHIFT, "attention_backend": "fa3", "speculative_algorithm": "SUFFIX", "enable_mixed_chunk": False},
+    ),
+    "fp8": ("llama", 1, {**FP8, **SHIFT}),
+    "fp8-stock": ("llama", None, FP8),
     "flashinfer": ("llama", 1, {**BF16, **SHIFT, "attention_backend": "flashinfer"}),
 }  # fmt: skip
-CASES = [name for name, (_, tp, _) in ENGINES.items() if GPUS % (2 * tp) == 0]
+CASES = [name for name, (_, tp, _) in ENGINES.items() if tp is not None and GPUS % (2 * tp) == 0]
+
+
+def lengths_of(name: str) -> tuple[int, ...]:
+    """The prompts' lengths."""
+    return LARGE if "large" in name else LENGTHS
 
 
 def save_model(folder: Path, name: str) -> None:
@@ -58,6 +78,13 @@ def save_model(folder: Path, name: str) -> None:
     }  # fmt: skip
     if family == "llama":
         shape["attention_bias"] = True
+    if family == "qwen3_moe":
+        shape |= {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 256,
+            "norm_topk_prob": True,
+        }
     config = transformers.AutoConfig.for_model(family, **shape)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -73,22 +100,30 @@ def save_model(folder: Path, name: str) -> None:
 def engines(request, tmp_path_factory):
     """The engines that the selected tests are about, and what each of them said, or how its log ends."""
     wanted = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
+    wanted |= {f"{name}-stock" for name in wanted if f"{name}-stock" in ENGINES}
     folder = tmp_path_factory.mktemp("shift")
     for model in {ENGINES[name][0] for name in wanted}:
         save_model(folder / model, model)
-    asked = json.dumps(prompts(*LENGTHS))
     child, running = Path(__file__).with_name("shift_child.py"), {}
     for port, (name, (model, tp, options)) in enumerate(ENGINES.items(), FIRST_PORT):
         if name not in wanted:
             continue
-        options = {"model_path": str(folder / model), "nccl_port": port, "tp_size": tp,
-                   "ulysses_sequence_parallel_size": GPUS // tp, **options}  # fmt: skip
+        ranks = (
+            {"tp_size": GPUS} if tp is None else {"tp_size": tp, "ulysses_sequence_parallel_size": GPUS // tp}
+        )
+        options = {"model_path": str(folder / model), "nccl_port": port, **ranks, **options}
         log = (folder / f"{name}.log").open("w")
+        asked = json.dumps(prompts(*lengths_of(name)))
         command = [sys.executable, str(child), json.dumps(options), asked, str(folder / f"{name}.json")]
-        running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+        running[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     found = {}
+    deadline = time.monotonic() + START_SECONDS
     for name, process in running.items():
-        code = process.wait(500)
+        try:
+            code = process.wait(max(1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
         tail = (folder / f"{name}.log").read_text(errors="replace")[-4000:]
         found[name] = json.loads((folder / f"{name}.json").read_text()) if code == 0 else tail
     return folder, found
@@ -108,13 +143,14 @@ def test_answers_are_those_of_transformers(engines, name):
     threshold = int(options.get("shift_parallel_threshold", 0))
     assert (steps["tp"] > 0) == (threshold > 0)
     assert (steps["sp"] > 0) == (threshold < 1000)
-    for sent, answers in found[name]["said"]:
+    for turn, (sent, answers) in enumerate(found[name]["said"]):
         difference = compare(twin, sent, answers)
-        print(f"{name}: {difference}")
-        noise = compare(twin, sent, rescored(rough, sent, answers))
-        print(f"    transformers in {options['dtype']}: {noise}")
+        if f"{name}-stock" in found:
+            noise = compare(twin, *found[f"{name}-stock"]["said"][turn])
+        else:
+            noise = compare(twin, sent, rescored(rough, sent, answers))
+        print(f"{name}: {difference}\n    without it: {noise}")
         assert difference.mean <= 1.5 * noise.mean
         assert max(difference.output, difference.prompt) <= 2 * max(noise.output, noise.prompt)
-    assert (
-        sum(answer["meta_info"]["cached_tokens"] for answer in found[name]["said"][2][1]) > sum(LENGTHS) / 2
-    )
+    cached = sum(answer["meta_info"]["cached_tokens"] for answer in found[name]["said"][2][1])
+    assert cached > sum(lengths_of(name)) / 2

@@ -10,7 +10,16 @@ from collections.abc import Callable
 import torch
 
 from arctic_sglang.shift import layout
-from arctic_sglang.shift.push import Blocks, push, push_twin
+from arctic_sglang.shift.push import (
+    Blocks,
+    Vocabulary,
+    push,
+    push_chosen,
+    push_chosen_twin,
+    push_embedded,
+    push_embedded_twin,
+    push_twin,
+)  # fmt: skip
 from arctic_sglang.shift.topology import Tokens
 
 
@@ -60,9 +69,39 @@ def test_exchanges(sp: int, count: int, width: int, dtype: torch.dtype) -> None:
         assert torch.equal(found.view(-1, width), torch.cat(own))
 
 
+def test_rows(sp: int, share: int, width: int, dtype: torch.dtype) -> None:
+    """Embeddings of a vocabulary that ranks share out, and some rows of all ranks' for all of them."""
+    each, ids = 5, torch.randint(0, 5 * sp, (sp * share,))
+    table = torch.randn(each * sp, width).to(dtype)
+    own = [Vocabulary(table[rank * each : (rank + 1) * each], rank * each) for rank in range(sp)]
+    found, twins = ([torch.full((share, width), 7.0, dtype=dtype) for _ in range(sp)] for _ in range(2))
+    addresses = torch.tensor([target.data_ptr() for target in found])
+    for vocabulary in own:
+        push_embedded(ids, vocabulary, addresses, share)
+        push_embedded_twin(ids, vocabulary, twins, share)
+    assert torch.equal(torch.cat(found), table[ids])
+    assert torch.equal(torch.cat(twins), table[ids])
+    assert torch.equal(sum(vocabulary.rows(ids) for vocabulary in own), table[ids])
+
+    rows = [torch.randn(share, width).to(dtype) for _ in range(sp)]
+    chosen = torch.randperm(sp * share)[: share + 1]
+    found, twins = ([torch.full((sp * share, width), 7.0, dtype=dtype) for _ in range(sp)] for _ in range(2))
+    addresses = torch.tensor([target.data_ptr() for target in found])
+    for position, mine in enumerate(rows):
+        push_chosen(mine, chosen, addresses, position)
+        push_chosen_twin(mine, chosen, twins, position)
+    wanted = torch.full((sp * share, width), 7.0, dtype=dtype)
+    wanted[chosen] = torch.cat(rows)[chosen]
+    assert all(torch.equal(got, wanted) for got in (*found, *twins))
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for sp, count in itertools.product((1, 2, 3, 4), (0, 1, 2, 5, 33)):
         test_exchanges(sp, count, 24, torch.float32)
         test_exchanges(sp, count, 7, torch.float16)  # rows that do not begin at 16 bytes
+    for sp, share in itertools.product((1, 2, 3), (0, 1, 4)):
+        test_rows(sp, share, 24, torch.float32)
+        test_rows(sp, share, 7, torch.float16)
+    test_rows(2, 2, 4100, torch.float32)  # more than a block
     test_exchanges(2, 70, 1030, torch.float32)  # more than a tile, either way

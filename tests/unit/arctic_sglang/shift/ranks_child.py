@@ -14,6 +14,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from arctic_sglang.shift import formats, layers, weights
 from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.policy import Policy
+from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Heads, Topology
 
 DIM, HIDDEN, INNER, VOCABULARY = 4, 24, 24, 24
@@ -93,16 +94,11 @@ class Embedding(nn.Module):
 
     def __init__(self, table, rank, world, group):
         super().__init__()
-        self.rows = len(table) // world
-        self.first, self.group = rank * self.rows, group
-        self.table = table[self.first : self.first + self.rows]
-
-    def embed(self, ids):
-        own = (ids >= self.first) & (ids < self.first + self.rows)
-        return self.table[(ids - self.first).clamp(0, self.rows - 1)] * own[:, None]
+        rows = len(table) // world
+        self.group, self.own = group, Vocabulary(table[rank * rows : (rank + 1) * rows], rank * rows)
 
     def forward(self, ids):
-        found = self.embed(ids)
+        found = self.own.rows(ids)
         distributed.all_reduce(found, group=self.group)
         return found
 
@@ -190,7 +186,7 @@ class Decoder:
                 layers.SwitchedRow(layer["down"], shift, form=layer["down"].form),
             ]
             layers.switch_experts(layer["experts"], layer["experts"].unsummed, shift)
-        layers.switch_embedding(self.embedding, self.embedding.embed, shift)
+        layers.switch_embedding(self.embedding, lambda: self.embedding.own, shift)
         layers.switch_last(self.logits, shift, rows=1)
 
     def __call__(self, ids):
@@ -262,14 +258,17 @@ def case(topology, kv, threshold, rank, group, fp8):
         ids = torch.randint(VOCABULARY, (count,), generator=generator)
         with shift.step(count):
             worst = max(worst, apart(decoder, heads, ids))
-        shift.count(*shift.ran)
+        shift.figures.count(*shift.ran)
     if not fp8:
         load_again(decoder, topology)
     for count in (1, 11):
         with shift.step(count):
             worst = max(worst, apart(decoder, heads, torch.arange(count)))
-        shift.count(*shift.ran)
-    told = {"steps": {mode.value: n for mode, n in shift.steps.items()}, "switches": shift.switches}
+        shift.figures.count(*shift.ran)
+    told = {
+        "steps": {mode.value: n for mode, n in shift.figures.steps.items()},
+        "switches": shift.figures.switches,
+    }
     told |= {"fp8": fp8, "copies": sum(switched.copied is not None for switched in decoder.switched)}
     return {"tp": topology.tp, "sp": topology.sp, "kv": kv, "threshold": threshold, "apart": worst, **told}
 

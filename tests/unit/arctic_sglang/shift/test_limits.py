@@ -12,6 +12,7 @@ from arctic_sglang.shift.topology import Heads, Topology
 
 GIVEN = {
     "device": "xpu", "nnodes": 2, "prefill_graph": "full", "fast_embedding_device": "cuda",
+    "flashinfer_allreduce_fusion_backend": "auto",
     "pp_size": 2, "dp_size": 2, "ep_size": 2, "enable_dp_attention": True, "attn_cp_size": 2,
     "dcp_size": 2, "enable_lora": True, "quantization": "awq", "torchao_config": "int4wo-128",
     "speculative_algorithm": "NGRAM", "enable_two_batch_overlap": True, "enable_single_batch_overlap": True,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arctic_sglang.compat import vendor
-from arctic_sglang.shift import model
+from arctic_sglang.shift import model, start
 from arctic_sglang.shift.formats import PLAIN, Axes, Format
 from arctic_sglang.shift.layers import Shift
 from arctic_sglang.shift.policy import Mode, Policy
@@ -54,7 +54,7 @@ def test_a_step_is_noted_once(shift):
             pass
     shift.note()
     shift.note()
-    assert shift.steps == {Mode.TENSOR: 0, Mode.SEQUENCE: 1}
+    assert shift.figures.steps == {Mode.TENSOR: 0, Mode.SEQUENCE: 1}
     assert shift.ran is None
 
 
@@ -83,9 +83,9 @@ def test_steps_are_counted_by_what_ran_or_by_the_graph(shift):
     model.after_forward(eager, runner, batch(graph=False))  # nothing ran: no tokens
     assert shift.told() == {
         "threshold": 4, "sequence_groups": [[0, 1]], "steps": {"tp": 2, "sp": 3}, "tokens": {"tp": 6, "sp": 22},
-        "switches": 2, "timings": [],
+        "switches": 2, "exchange_seconds": 0.0, "exchange_seconds_of_a_step": {}, "timings": [],
     }  # fmt: skip
-    assert shift.last is Mode.SEQUENCE
+    assert shift.figures.last is Mode.SEQUENCE
 
 
 def test_tensors_are_not_copied_to_parameters_by_name():
@@ -193,7 +193,7 @@ def test_the_log_tells_what_was_copied(shift):
         weight = torch.zeros(2**19, dtype=torch.uint8)
         return SimpleNamespace(whole={"weight": weight}, copied=weight[: 2**18] if copied else None)
 
-    assert "copies" not in model._told(shift, [one(False)])
-    told = model._told(shift, [one(False)] * 40 + [one(True)] * 40)
+    assert "copies" not in start.told(shift, [one(False)])
+    told = start.told(shift, [one(False)] * 40 + [one(True)] * 40)
     assert "0.04 GiB a rank, and 0.01 GiB for copies of the parts of 40 of 80 layers" in told
     assert "where two would be 0.06" in told

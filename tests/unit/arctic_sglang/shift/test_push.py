@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from arctic_sglang.shift.push import Blocks, _push_kernel
+from arctic_sglang.shift.push import Blocks, _push_kernel, _rows_kernel
 
 HERE = Path(__file__).parent
 
@@ -39,6 +39,19 @@ def test_stores_are_as_wide_as_the_blocks_are_aligned(aligned, instruction):
                        attributes)  # fmt: skip
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
     assert instruction in ptx
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_single_rows_are_stored_as_wide(embedded):
+    constants = {"WIDTH": 4096, "BLOCK": 4096, "EMBEDDED": embedded, "ALIGNED": 16}
+    types = {"source": "*bf16", "index": "*i64", "addresses": "*i64"}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32") for name in _rows_kernel.arg_names
+    }
+    source = ASTSource(_rows_kernel, signature, {(_rows_kernel.arg_names.index(k),): v for k, v in constants.items()},
+                       {(0,): [["tt.divisibility", 16]]})  # fmt: skip
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
+    assert "st.global.v4.b32" in ptx
 
 
 @pytest.mark.parametrize(

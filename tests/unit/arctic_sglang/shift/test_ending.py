@@ -1,0 +1,75 @@
+"""The end of a server whose rank was killed, in a process of its own that stands for the server."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SERVER = """
+import multiprocessing, os, sys, time
+from types import SimpleNamespace
+from arctic_sglang.shift.ending import around_sigquit
+
+class Detokenizer:
+    pid, exitcode = 1, None
+    def kill(self):
+        print("the detokenizer was killed", flush=True)
+
+def waits():
+    time.sleep(300)
+
+def exits():
+    sys.exit(int(sys.argv[2]))
+
+def sigquit(handler, signum=None, frame=None):
+    ended = [p.exitcode for p in ranks if p.join(20 if sys.argv[1] == "killed" else 0.5) or p.exitcode is not None]
+    print("sglang", signum, ended, flush=True)
+    ranks[0].kill()
+    sys.exit(0)
+
+ranks = [multiprocessing.get_context("fork").Process(target=target) for target in (waits, exits)]
+for rank in ranks:
+    rank.start()
+ranks[1].join()
+watchdog = SimpleNamespace(_names=["scheduler_0", "scheduler_1", "detokenizer"], _processes=[*ranks, Detokenizer()])
+folder = "dumps" if sys.argv[1] == "dumped" else None
+manager = SimpleNamespace(
+    _subprocess_watchdog=watchdog if sys.argv[1] != "unwatched" else None, crash_dump_folder=folder
+)
+around_sigquit(sigquit, SimpleNamespace(tokenizer_manager=manager), 3)
+"""
+
+
+def run(*args):
+    root = Path(__file__).parents[4]
+    return subprocess.run(
+        [sys.executable, "-c", SERVER, *args], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+
+
+def test_the_process_is_named_the_others_end_and_the_exit_code_is_not_0():
+    done = run("killed", "7")
+    assert done.returncode == 1, done.stderr
+    assert "these processes have ended: scheduler_1 (pid" in done.stderr
+    assert "exit code 7" in done.stderr
+    assert (
+        done.stdout == "sglang 3 [-9, 7]\n"
+    )  # the one that waited was killed before, the detokenizer was not
+
+
+def test_others_are_left_to_sglang_where_their_dumps_are_wanted():
+    done = run("dumped", "7")
+    assert done.returncode == 1, done.stderr
+    assert "these processes have ended: scheduler_1 (pid" in done.stderr
+    assert done.stdout == "sglang 3 [7]\n"
+
+
+@pytest.mark.parametrize("how", ["hangs", "unwatched"])
+def test_sglang_finds_out_by_itself_where_nobody_has_failed(how):
+    done = run(how, "0")
+    assert done.returncode == 1, done.stderr
+    assert "arctic-sglang" not in done.stderr
+    assert done.stdout == "sglang 3 [0]\n"
