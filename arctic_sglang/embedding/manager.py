@@ -95,8 +95,11 @@ def takes(request: Any) -> bool:
 def around_generate_request(
     stock: Callable[..., AsyncIterator[Any]], manager: Any, obj: Any, request: Any = None
 ) -> AsyncIterator[Any]:
-    """Answer embedding requests of text or ids by the vectorised road, others by SGLang's own."""
-    fast = manager.arctic_front is not None and takes(obj)
+    """Answer embedding requests of text or ids by the vectorised road, others by SGLang's own.
+
+    A manager that this process had before the hook was in place has no front door, and no attribute for one.
+    """
+    fast = getattr(manager, "arctic_front", None) is not None and takes(obj)
     return _answer(manager, obj, listed=request is not None) if fast else stock(manager, obj, request)
 
 

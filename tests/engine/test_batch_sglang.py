@@ -293,6 +293,14 @@ class TestEmbed:
         )
 
 
+def test_an_engine_generates_beside_one_that_was_started_later_to_embed(generator, minilm_embedder):
+    assert kinds(generate(pa.table({"text": PROMPTS[:3]}), generator)) == [None] * 3
+    out = batch_sdk.embed(
+        pa.table({"text": PROMPTS[:3]}), column="text", model=minilm_embedder, progress=False
+    )
+    assert kinds(out) == [None] * 3
+
+
 @pytest.mark.full
 def test_two_copies_of_a_model_share_the_rows(tiny_model_dir):
     options = {"dp_size": 2, "max_total_tokens": 4000}
