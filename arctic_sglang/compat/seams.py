@@ -52,6 +52,7 @@ _FOUNDATION: tuple[Seam, ...] = (
             "get_mla_kv_pool_cls",
             "get_paged_allocator_cls",
             "get_dispatch_key_name",
+            "get_compile_backend",
         ),
         why="An out-of-tree platform makes every layer take its torch form: no CUDA or AMX kernels.",
         exit="SGLang's own CPU platform works with the wheels on PyPI",

@@ -50,6 +50,15 @@ class CpuPlatform(vendor.CpuDeviceMixin, vendor.SRTPlatform):
         """Layers run their `forward_native`."""
         return "native"
 
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        """SGLang's compiled helpers run as plain torch: they are small, and inductor would take every rank 12 CPU
+        seconds at its first step (two ranks' embedding, repetition penalties), and the machine a C++ compiler.
+
+        Args:
+            mode: a hint of SGLang's for other platforms.
+        """
+        return "eager"
+
     def get_torch_profiler_activity_str(self) -> str:
         """The profiler's name for this device."""
         return "CPU"

@@ -1,15 +1,17 @@
 """Real SGLang engines and servers on the CPU, each started once for all tests that use it."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import zmq
 
 import batch_sdk
-from tests.engine.servers import running_engine, running_server
+from batch_sdk.engines import children
 
 ROOT = Path(__file__).parents[2]
+OWN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 # An engine that was shut down leaves sockets with unsent messages. When they are collected as garbage, in the middle of
 # whatever runs then, ZeroMQ would wait for ever for somebody to read those.
 zmq.Context.__del__ = lambda self: None
@@ -36,21 +38,21 @@ def minilm_dir() -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tiny_model_dir):
-    """sglang.Engine on the tiny model; nothing but the model is named."""
-    # Without the flag a grammar allows white space without end, which an untrained model may like.
+def generator(tiny_model_dir):
+    """The SDK's engine on the tiny model, with nothing of the CPU named."""
+    before, handlers = children.pids(), [signal.getsignal(n) for n in OWN_SIGNALS]
+    # Without the flag a grammar allows white space without end, which a tiny model may like.
     options = {"chunked_prefill_size": 64, "random_seed": 7, "constrained_json_disable_any_whitespace": True}
-    with running_engine(model_path=tiny_model_dir, **options) as engine:
+    with batch_sdk.create_engine("sglang", model=tiny_model_dir, task="generate", options=options) as engine:
         yield engine
+    assert children.since(before) == []
+    assert [signal.getsignal(n) for n in OWN_SIGNALS] == handlers
 
 
 @pytest.fixture(scope="session")
-def tiny_server(tiny_model_dir, tmp_path_factory):
-    """The tiny model behind HTTP, as the README starts it."""
-    log = tmp_path_factory.mktemp("tiny") / "server.log"
-    args = ["--model-path", tiny_model_dir, "--device", "cpu", "--constrained-json-disable-any-whitespace"]
-    with running_server(args, log) as server:
-        yield server
+def tiny_engine(generator):
+    """The `sglang.Engine` in it."""
+    return generator._engine
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,20 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.load(answer)
 
+    def wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                pass
+            time.sleep(0.5)
+        pytest.fail(f"no healthy server (exit code {self.process.poll()}):\n{self.log.read_text()[-4000:]}")
+
     def client(self):
         import openai
 
@@ -92,6 +106,14 @@ def free_port() -> int:
 @contextmanager
 def running_server(args: list[str], log: Path, env: dict[str, str] | None = None):
     """Starts `python -m sglang.launch_server` with these arguments, waits, and takes all of it down."""
+    with starting_server(args, log, env) as server:
+        server.wait_until_healthy()
+        yield server
+
+
+@contextmanager
+def starting_server(args: list[str], log: Path, env: dict[str, str] | None = None):
+    """`running_server` without the wait, for several that start side by side."""
     port = free_port()
     command = [
         sys.executable,
@@ -109,24 +131,8 @@ def running_server(args: list[str], log: Path, env: dict[str, str] | None = None
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait_until_healthy(server)
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-
-
-def _wait_until_healthy(server: Server) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            pass
-        time.sleep(0.5)
-    pytest.fail(f"no healthy server (exit code {server.process.poll()}):\n{server.log.read_text()[-4000:]}")

@@ -26,20 +26,7 @@ from batch_sdk.errors import EngineError, OptionError
 
 pytestmark = pytest.mark.engine
 
-OWN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 PROMPTS = [f"def add_{i}(a, b):\n    return a + b * {i}\n" * (1 + i % 5) for i in range(16)]
-
-
-@pytest.fixture(scope="class")
-def generator(tiny_model_dir):
-    before, handlers = children.pids(), [signal.getsignal(n) for n in OWN_SIGNALS]
-    # Without the flag a grammar allows white space without end, which a tiny model may like.
-    options = {"constrained_json_disable_any_whitespace": True}
-    model = str(tiny_model_dir)
-    with batch_sdk.create_engine("sglang", model=model, task="generate", options=options) as engine:
-        yield engine
-    assert children.since(before) == []
-    assert [signal.getsignal(n) for n in OWN_SIGNALS] == handlers
 
 
 def generate(data, engine, prompt="{{ text }}", **options):

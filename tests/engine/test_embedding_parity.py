@@ -36,11 +36,13 @@ def embed(texts, engine, **options):
     return np.stack(table["embedding"].to_numpy(zero_copy_only=False)), table["prompt_tokens"].to_numpy()
 
 
-def test_equal_to_sentence_transformers(texts, minilm_embedder, minilm_dir):
+@pytest.mark.parametrize("rows", [600, pytest.param(2000, marks=pytest.mark.full)])
+def test_equal_to_sentence_transformers(texts, minilm_embedder, minilm_dir, rows):
     from sentence_transformers import SentenceTransformer
 
-    assert len(texts) == 2000
-    assert len(set(texts)) > 1800, "too many texts are the same"
+    texts = texts[:rows]
+    assert len(texts) == rows
+    assert len(set(texts)) > 0.9 * rows, "too many texts are the same"
     vectors, tokens = embed(texts, minilm_embedder)
     assert (tokens == 256).sum() > 20, "too few texts reach the window"
     reference = SentenceTransformer(minilm_dir, device="cpu")

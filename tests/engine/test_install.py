@@ -1,4 +1,4 @@
-"""The built wheel in an environment that has nothing else: what a stranger gets from pip."""
+"""The built wheel in an environment that has what it asks for and nothing else."""
 
 import os
 import shutil
@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.engine.environments import link, required
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"arctic_sglang", "batch_sdk", "speculative", "swiftkv"}
@@ -35,19 +37,25 @@ def wheel(tmp_path_factory):
     return built
 
 
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
+# What the wheel asks for is linked from the environment that runs the tests, into which pip has just put it; `make
+# test-full` lets pip put all of it (9 GB) into an empty environment once more, as a stranger would.
+@pytest.fixture(scope="module", params=["linked", pytest.param("pip", marks=pytest.mark.full)])
+def installed(request, wheel, tmp_path_factory):
     """`bin/` of an environment into which the wheel was installed, and an empty folder to work in."""
     folder = tmp_path_factory.mktemp("installed")
-    run(sys.executable, "-m", "venv", str(folder / "env"), cwd=folder)
+    environment = folder / "env"
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
     options = ["--quiet", "--disable-pip-version-check", "--progress-bar", "off"]
-    run(
-        str(folder / "env/bin/python"), "-m", "pip", "install", *options, str(wheel), cwd=folder, timeout=2400
-    )
+    run(sys.executable, "-m", "venv", "--without-pip", str(environment), cwd=folder)
+    if request.param == "linked":
+        link(required(wheel), environment)
+        options += ["--no-deps", "--no-index"]
+    run(*pip, "install", *options, str(wheel), cwd=folder, timeout=2400)
+    run(*pip, "check", cwd=folder)
     work = folder / "work"
     work.mkdir()
-    yield folder / "env" / "bin", work
-    shutil.rmtree(folder / "env")  # 9 GB, which pytest would keep for its next three runs
+    yield environment / "bin", work
+    shutil.rmtree(environment)  # up to 9 GB, which pytest would keep for its next three runs
 
 
 def test_the_wheel_holds_the_four_packages_and_the_licence(wheel):
@@ -55,6 +63,12 @@ def test_the_wheel_holds_the_four_packages_and_the_licence(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
     assert any(name.endswith("LICENSE") for name in names)
     assert any(name.endswith("NOTICE") for name in names)
+
+
+def test_what_was_not_asked_for_is_not_there(installed):
+    python, work = installed
+    find = "import importlib.util as u; print([u.find_spec(name) is None for name in ('pytest', 'sglang', 'torch')])"
+    assert run(str(python / "python"), "-c", find, cwd=work).strip() == "[True, False, False]"
 
 
 def test_doctor_is_healthy(installed):

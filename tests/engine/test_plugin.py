@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,35 +35,81 @@ def launch(*args, env=None):
     return run(sys.executable, "-m", "sglang.launch_server", *args, env=env)
 
 
-def test_flags_are_in_help():
+def broken_sglang(folder: Path, file: str, old: str, new: str) -> dict[str, str]:
+    """The environment of a copy of the installed SGLang, of links, with one line of one file changed."""
+    copy = folder / "sglang"
+    subprocess.run(["cp", "-rs", str(source.installed_root()), str(copy)], check=True)
+    path = copy / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.unlink()
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_model_dir, minilm_dir, tmp_path_factory):
+    """Commands that end by themselves, by name: futures of their exit code and output.
+
+    Nearly all of their time is the import of SGLang, on one core; so as many run at once as there are cores.
+    """
+    python, server = sys.executable, ["-m", "sglang.launch_server", "--device", "cpu", "--model-path"]
+    serve = (
+        "import sys; from sglang.cli.main import main; sys.argv = ['sglang', 'serve', *sys.argv[1:]]; main()"
+    )
+    arguments = (
+        "from sglang.srt.plugins import load_plugins; load_plugins()\n"
+        "from sglang.srt.server_args import ServerArgs\n"
+        f"print('device', ServerArgs(model_path={tiny_model_dir!r}).device)"
+    )
+    renamed = broken_sglang(
+        tmp_path_factory.mktemp("renamed"),
+        "srt/model_executor/model_runner.py", "    def load_model(self):", "    def read_model(self):",
+    )  # fmt: skip
+    unrequested = broken_sglang(
+        tmp_path_factory.mktemp("unrequested"),
+        "srt/layers/pooler.py", "class EmbeddingPoolerOutput", "class EmbeddingsOutput",
+    )  # fmt: skip
+    commands = {
+        "help": (["-m", "sglang.launch_server", "--help"], None),
+        "not an embedding model": ([*server, tiny_model_dir, "--embedding-pooling", "mean"], None),
+        "serve": (["-c", serve, tiny_model_dir, "--device", "cpu", "--cpu-threads-per-rank", "-3"], None),
+        "renamed": ([*server, minilm_dir, "--is-embedding"], renamed),
+        "unrequested": (["-c", arguments], unrequested),
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(run, python, *args, env=env) for name, (args, env) in commands.items()}
+
+
+def test_flags_are_in_help(ended):
     """Of `sglang serve` too: see test_install."""
-    code, out = run(sys.executable, "-m", "sglang.launch_server", "--help")
+    code, out = ended["help"].result()
     assert code == 0
     assert all(flag in out for flag in FLAGS)
 
 
+def test_a_bad_flag_stops_the_start(ended):
+    code, out = ended["not an embedding model"].result()
+    assert code != 0
+    assert "add --is-embedding" in out
+
+
+@pytest.mark.full  # what argparse refuses; other wrong values of ours are in the unit tests
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--embedding-pooling", "mean"], "add --is-embedding"),
-        # One that argparse refuses; other wrong values of ours are in the unit tests.
         (["--embedding-pooling", "meen"], "invalid choice: 'meen'"),
-        pytest.param(["--cpu-threads-per-rank", "two"], "invalid int value: 'two'", marks=pytest.mark.full),
+        (["--cpu-threads-per-rank", "two"], "invalid int value: 'two'"),
     ],
 )
-def test_bad_flags_stop_the_start(tiny_model_dir, args, said):
+def test_a_value_that_cannot_be_parsed_stops_the_start(tiny_model_dir, args, said):
     code, out = launch("--model-path", tiny_model_dir, "--device", "cpu", *args)
     assert code != 0
     assert said in out
 
 
-def test_flags_work_on_sglang_serve(tiny_model_dir):
-    program = (
-        "import sys; from sglang.cli.main import main; sys.argv = ['sglang', 'serve', *sys.argv[1:]]; main()"
-    )
-    code, out = run(
-        sys.executable, "-c", program, tiny_model_dir, "--device", "cpu", "--cpu-threads-per-rank", "-3"
-    )
+def test_flags_work_on_sglang_serve(ended):
+    code, out = ended["serve"].result()
     assert code != 0
     assert "--cpu-threads-per-rank is -3; it must be at least 1" in out
 
@@ -76,29 +123,8 @@ def test_bad_engine_keyword_stops_the_start(tiny_model_dir):
         sglang.Engine(model_path=tiny_model_dir, embeding_pooling="mean")
 
 
-@pytest.fixture
-def broken_sglang(tmp_path):
-    """Makes a copy of the installed SGLang, of links, with one line of one file changed."""
-
-    def make(file: str, old: str, new: str) -> dict[str, str]:
-        copy = tmp_path / "site" / "sglang"
-        copy.parent.mkdir()
-        subprocess.run(["cp", "-rs", str(source.installed_root()), str(copy)], check=True)
-        path = copy / file
-        text = path.read_text(encoding="utf-8")
-        assert old in text
-        path.unlink()
-        path.write_text(text.replace(old, new), encoding="utf-8")
-        return {"PYTHONPATH": str(tmp_path / "site")}
-
-    return make
-
-
-def test_a_renamed_target_of_a_requested_feature_stops_the_server(broken_sglang, minilm_dir):
-    env = broken_sglang(
-        "srt/model_executor/model_runner.py", "    def load_model(self):", "    def read_model(self):"
-    )
-    code, out = launch("--model-path", minilm_dir, "--is-embedding", "--device", "cpu", env=env)
+def test_a_renamed_target_of_a_requested_feature_stops_the_server(ended):
+    code, out = ended["renamed"].result()
     assert code != 0
     assert "arctic-sglang cannot provide what was asked for (pooling)" in out
     assert "ModelRunner has no load_model" in out
@@ -106,31 +132,26 @@ def test_a_renamed_target_of_a_requested_feature_stops_the_server(broken_sglang,
 
 
 @pytest.mark.full  # what is found wrong is in the unit tests; that it stops a server is above
-def test_a_changed_parameter_of_a_requested_feature_stops_the_server(broken_sglang, tiny_model_dir):
-    env = broken_sglang(
+def test_a_changed_parameter_of_a_requested_feature_stops_the_server(tiny_model_dir, tmp_path):
+    file, old, new = (
         "srt/distributed/parallel_state.py", "        use_pynccl: bool,\n", "        use_nccl: bool,\n"
-    )
+    )  # fmt: skip
+    env = broken_sglang(tmp_path, file, old, new)
     code, out = launch("--model-path", tiny_model_dir, "--device", "cpu", env=env)
     assert code != 0
     assert "has no parameter use_pynccl" in out
 
 
 @pytest.mark.full  # the same
-def test_another_version_stops_whoever_gives_a_flag(broken_sglang, tiny_model_dir):
-    env = broken_sglang("_version.py", "'0.5.17'", "'0.5.18'")
+def test_another_version_stops_whoever_gives_a_flag(tiny_model_dir, tmp_path):
+    env = broken_sglang(tmp_path, "_version.py", "'0.5.17'", "'0.5.18'")
     code, out = launch("--model-path", tiny_model_dir, "--cpu-threads-per-rank", "1", env=env)
     assert code != 0
     assert "tested with SGLang ==0.5.17, and 0.5.18 is installed" in out
 
 
-def test_an_unrequested_broken_seam_only_warns(broken_sglang, tiny_model_dir):
-    env = broken_sglang("srt/layers/pooler.py", "class EmbeddingPoolerOutput", "class EmbeddingsOutput")
-    program = (
-        "from sglang.srt.plugins import load_plugins; load_plugins()\n"
-        "from sglang.srt.server_args import ServerArgs\n"
-        f"print('device', ServerArgs(model_path={tiny_model_dir!r}).device)"
-    )
-    code, out = run(sys.executable, "-c", program, env=env)
+def test_an_unrequested_broken_seam_only_warns(ended):
+    code, out = ended["unrequested"].result()
     assert code == 0, out
     assert "device cpu" in out
     assert "pooling is not available" in out
@@ -149,7 +170,12 @@ def test_hooks_reach_every_process(tiny_model_dir, functions, tmp_path):
         "--tokenizer-worker-num",
         "2",
     ]
-    with running_server(args, tmp_path / "server.log", {"ARCTIC_SGLANG_REPORT_DIR": str(reports)}) as server:
+    env = {
+        "ARCTIC_SGLANG_REPORT_DIR": str(reports),
+        # uvicorn kills a worker that does not answer for so long, and while SGLang is imported none answers.
+        "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "240",
+    }
+    with running_server(args, tmp_path / "server.log", env) as server:
         answer = server.client().chat.completions.create(
             model="m", messages=[{"role": "user", "content": functions[0]}], max_tokens=8
         )
@@ -192,12 +218,11 @@ if __name__ == "__main__":
 def test_no_flag_leaves_stock_sglang_alone(tiny_model_dir, functions, tmp_path):
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps(functions[:6]))
-    answers = {}
-    for stock in (True, False):
+
+    def answers(stock):
         reports = tmp_path / f"reports-{stock}"
         reports.mkdir()
-        out = tmp_path / f"{stock}.json"
-        program = tmp_path / f"program_{stock}.py"
+        out, program = tmp_path / f"{stock}.json", tmp_path / f"program_{stock}.py"
         program.write_text(
             STOCK.format(stock=stock, model=tiny_model_dir, prompts=str(prompts), out=str(out))
         )
@@ -205,10 +230,13 @@ def test_no_flag_leaves_stock_sglang_alone(tiny_model_dir, functions, tmp_path):
             sys.executable, str(program), timeout=300, env={"ARCTIC_SGLANG_REPORT_DIR": str(reports)}
         )
         assert code == 0, log[-3000:]
-        answers[stock] = json.loads(out.read_text())
-    assert answers[True]["args"] == "ServerArgs"
-    assert answers[False]["args"] == "ArcticServerArgs"
-    assert answers[True]["rows"] == answers[False]["rows"]
+        return json.loads(out.read_text())
+
+    with ThreadPoolExecutor(2) as pool:  # each imports SGLang on one core for a while
+        without, ours = pool.map(answers, (True, False))
+    assert without["args"] == "ServerArgs"
+    assert ours["args"] == "ArcticServerArgs"
+    assert without["rows"] == ours["rows"]
     reports = [json.loads(p.read_text()) for p in (tmp_path / "reports-False").iterdir()]
     assert list((tmp_path / "reports-True").iterdir()) == []
     applied = {seam for report in reports for seam in report["seams"]}

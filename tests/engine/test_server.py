@@ -9,19 +9,44 @@ import pytest
 
 import batch_sdk
 from batch_sdk.engines.base import GenerateRequest
-from tests.engine.servers import running_server
+from tests.engine.servers import starting_server
 
 
 @pytest.fixture(scope="module")
-def minilm_server(minilm_dir, tmp_path_factory):
-    """MiniLM behind HTTP, configured by SGLang's YAML file."""
-    folder = tmp_path_factory.mktemp("minilm")
+def servers(tiny_model_dir, minilm_dir, tmp_path_factory):
+    """Two that start side by side: half of a start is one process that imports SGLang on one core."""
+    folder = tmp_path_factory.mktemp("servers")
     config = folder / "server.yaml"
     config.write_text(
         f"model-path: {minilm_dir}\nis-embedding: true\nembedding-pooling: checkpoint\ncpu-threads-per-rank: 1\n"
     )
-    with running_server(["--config", str(config), "--device", "cpu"], folder / "server.log") as server:
-        yield server
+    generating = [
+        "--model-path",
+        tiny_model_dir,
+        "--device",
+        "cpu",
+        "--constrained-json-disable-any-whitespace",
+    ]
+    embedding = ["--config", str(config), "--device", "cpu"]
+    with (
+        starting_server(generating, folder / "tiny.log") as tiny,
+        starting_server(embedding, folder / "minilm.log") as minilm,
+    ):
+        tiny.wait_until_healthy()
+        minilm.wait_until_healthy()
+        yield tiny, minilm
+
+
+@pytest.fixture(scope="module")
+def tiny_server(servers):
+    """The tiny model behind HTTP, as the README starts it."""
+    return servers[0]
+
+
+@pytest.fixture(scope="module")
+def minilm_server(servers):
+    """MiniLM behind HTTP, configured by SGLang's YAML file."""
+    return servers[1]
 
 
 def ask(server, code, **more):

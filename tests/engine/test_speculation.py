@@ -52,7 +52,7 @@ def hybrid():
 @pytest.fixture(scope="module")
 def plain(tiny_engine, functions):
     """What the model answers without speculation, by prompt: the beginnings of functions, which are soon read."""
-    asked = [function[:150] for function in functions[:200]]
+    asked = [function[:150] for function in functions[:64]]
     return dict(zip(asked, texts(tiny_engine, asked), strict=True))
 
 
@@ -77,14 +77,14 @@ def test_greedy_answers_are_the_same(suffix, plain):
 
 
 def test_greedy_answers_of_a_head_and_the_index_on_two_ranks(hybrid, plain):
-    asked = list(plain)[:60]
+    asked = list(plain)[:40]
     answers = hybrid.generate(asked, GREEDY)
     assert [answer["text"] for answer in answers] == [plain[prompt] for prompt in asked]
     assert accepted(answers) > 50
 
 
 def test_a_head_drafts_for_text_that_was_never_seen(hybrid, plain):
-    prompt = list(plain)[100]
+    prompt = list(plain)[50]
     answer = hybrid.generate(prompt, GREEDY)
     assert answer["text"] == plain[prompt]
     assert answer["meta_info"]["spec_num_correct_drafts"] > 0
@@ -175,7 +175,7 @@ def exact(prompt, tokens, top):
     return found
 
 
-@pytest.mark.parametrize("n", [3000, pytest.param(20_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("n", [2000, pytest.param(20_000, marks=pytest.mark.full)])
 def test_samples_follow_the_models_distribution(suffix, functions, n):
     """Chi-square of samples of three tokens, drafted for by the samples before them."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
@@ -202,6 +202,7 @@ def test_samples_follow_the_models_distribution(suffix, functions, n):
     assert z < 3.1  # one in a thousand
 
 
+@pytest.mark.full  # what is joined, and how, is in the unit tests; here SGLang compiles its corpus first
 def test_another_drafter_joins():
     """SGLang's n-gram corpus beside the index, through the `Proposer` protocol."""
     command = [sys.executable, str(ROOT / "examples" / "joined_drafts.py")]

@@ -90,11 +90,12 @@ def test_hidden_states_of_every_row(engine, twin):
         torch.testing.assert_close(found, wanted[: len(prompt)], rtol=1e-3, atol=1e-4)
 
 
-def test_refused_settings_stop_the_start(tmp_path):
-    args = ["--model-path", TINY, "--enable-lora", "--lora-paths", "a=b", "--kv-cache-dtype", "fp4_e2m1"]
-    done = launch(args)
-    assert "this SwiftKV model is not served with" in done
-    assert "--enable-lora True: adapters name projections" in done
+def test_refused_settings_stop_the_start():
+    import sglang
+
+    with pytest.raises(ValueError, match=r"this SwiftKV model is not served with") as refused:
+        sglang.Engine(model_path=TINY, enable_lora=True, lora_paths=["a=b"], kv_cache_dtype="fp4_e2m1")
+    assert "--enable-lora True: adapters name projections" in str(refused.value)
 
 
 def test_a_checkpoint_that_lacks_tensors_stops_the_start(tmp_path):
