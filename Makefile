@@ -46,6 +46,8 @@ test: browser lint test-unit test-engine test-install  ## everything that needs 
 test-unit: $(READY) browser  ## seconds: no engine
 	$(BIN)/python -m pytest tests/unit
 
+# Otherwise a thread that waits for another one spins, on the very core that this one needs.
+test-engine test-full test-install: export OMP_WAIT_POLICY = passive
 test-engine: $(READY)  ## minutes: real SGLang engines and servers on the CPU
 	$(BIN)/python -m pytest tests/engine -m "not install and not full"
 
