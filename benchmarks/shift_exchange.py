@@ -10,10 +10,12 @@ times into a CUDA graph, as often as needed with the one that alternates with it
 median over replays is taken, the slowest rank's.
 """
 
+import json
 import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,7 +191,7 @@ def rank_main(rank: int, args: Any, folder: str) -> None:
             print(count, found[count], flush=True)
     if rank == 0:
         print("all exchanges equal NCCL's", flush=True)
-        common.write("shift_exchange", {"ranks": sp, "microseconds": found}, args.out, args.commit)
+        Path(folder, "found.json").write_text(json.dumps(found), encoding="utf-8")
     distributed.destroy_process_group()
 
 
@@ -206,6 +208,9 @@ def main() -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(rank_main, (args, folder), args.ranks)
+        found = json.loads(Path(folder, "found.json").read_text(encoding="utf-8"))
+    content = {"ranks": args.ranks, "microseconds": found}
+    common.write(f"shift_exchange_{args.ranks}", content, args.out, args.commit)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ class Symmetric:
             self._memory, torch.distributed.group.WORLD if group is None else group
         )
         memories = [
-            self._memory if rank == position else self._handle.get_buffer(rank, (end,), torch.uint8)
-            for rank in range(sp)
+            self._memory if other == position else self._handle.get_buffer(other, (end,), torch.uint8)
+            for other in range(sp)
         ]
         self._heads, self._rows, self._scattered, self._gathered = (
             _Region([m[start : start + size * dtype.itemsize].view(dtype) for m in memories], position)

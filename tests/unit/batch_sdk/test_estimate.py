@@ -49,7 +49,14 @@ def test_the_sample_is_of_the_whole_table():
 
 def test_time_grows_with_the_rows():
     slow = {**GENERATE, "engine_options": {"delay_seconds": 0.02}, "window_rows": 10}
-    small, large = (batch_sdk.estimate(table(rows), sample_rows=100, **slow) for rows in (1000, 10_000))
+    # What else the machine does makes a sample slower, never faster.
+    small, large = (
+        min(
+            (batch_sdk.estimate(table(rows), sample_rows=100, **slow) for _ in range(3)),
+            key=lambda e: e.seconds,
+        )
+        for rows in (1000, 10_000)
+    )
     # Ten rows every 20 ms, and some work.
     assert 0.9 * 2 < small.seconds < 4
     assert large.seconds == pytest.approx(10 * small.seconds, rel=0.3)

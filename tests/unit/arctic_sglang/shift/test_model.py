@@ -6,7 +6,7 @@ from unittest.mock import ANY
 import pytest
 import torch
 
-from arctic_sglang.compat import vendor
+from arctic_sglang.compat import server_args, vendor
 from arctic_sglang.shift import model, start
 from arctic_sglang.shift.formats import PLAIN, Axes, Format
 from arctic_sglang.shift.layers import Shift
@@ -197,3 +197,62 @@ def test_the_log_tells_what_was_copied(shift):
     told = start.told(shift, [one(False)] * 40 + [one(True)] * 40)
     assert "0.04 GiB a rank, and 0.01 GiB for copies of the parts of 40 of 80 layers" in told
     assert "where two would be 0.06" in told
+
+
+def extend(**change):
+    modes = {name: (lambda: False) for name in ("is_target_verify", "is_draft_extend_v2", "is_dllm_extend")}
+    fields = {
+        "forward_mode": SimpleNamespace(is_extend=lambda: True, **modes), "return_logprob": False,
+        "capture_hidden_mode": SimpleNamespace(need_capture=lambda: False), "multi_item_delimiter_indices": None,
+        "extend_seq_lens": torch.tensor([3, 1, 5]),
+    }  # fmt: skip
+    return SimpleNamespace(**fields | change)
+
+
+def test_of_a_prefill_the_last_tokens_alone_are_read():
+    assert model._last_tokens(None, None, None, extend()).tolist() == [2, 3, 8]
+    assert model._last_tokens(None, None, None, extend(), None, None).tolist() == [2, 3, 8]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"return_logprob": True}, {"capture_hidden_mode": SimpleNamespace(need_capture=lambda: True)},
+     {"multi_item_delimiter_indices": [1]}, {"forward_mode": SimpleNamespace(is_extend=lambda: False)},
+     *({"forward_mode": SimpleNamespace(**vars(extend().forward_mode) | {name: lambda: True})}
+       for name in ("is_target_verify", "is_draft_extend_v2", "is_dllm_extend"))],
+)  # fmt: skip
+def test_elsewhere_all_rows_are_read(change):
+    assert model._last_tokens(None, None, None, extend(**change)) is None
+
+
+def test_hidden_states_beside_the_last_ones_are_read():
+    assert model._last_tokens(None, None, None, extend(), [torch.zeros(9, 2)]) is None
+
+
+def test_the_vocabulary_is_that_of_the_checkpoint():
+    indices = SimpleNamespace(num_added_elements=0, org_vocab_start_index=8, org_vocab_end_index=11)
+    weight = torch.nn.Parameter(torch.arange(10.0).view(5, 2))  # padded
+    found = model._vocabulary_of(SimpleNamespace(shard_indices=indices, weight=weight))
+    assert found().first == 8
+    assert found().rows(torch.tensor([7, 8, 10, 11])).tolist() == [[0, 0], [0, 1], [4, 5], [0, 0]]
+    weight.data = weight.data + 1  # loaded again
+    assert found().rows(torch.tensor([8])).tolist() == [[1, 2]]
+    indices.num_added_elements = 1
+    with pytest.raises(ValueError, match="a vocabulary with added tokens is not supported"):
+        model._vocabulary_of(SimpleNamespace(shard_indices=indices, weight=weight))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "most", "found"), [(8192, 16384, (32768, 32768)), (2048, 16384, (8192, 16384))]
+)
+def test_a_prefill_has_as_many_tokens_for_each_rank_as_for_one(chunk, most, found):
+    args = SimpleNamespace(chunked_prefill_size=chunk, max_prefill_tokens=most)
+    args.override = lambda _source, **fields: vars(args).update(fields)
+    server_args._scale_prefill(args, 4)
+    assert (args.chunked_prefill_size, args.max_prefill_tokens) == found
+
+
+def test_a_prefill_that_is_not_chunked_stays_so():
+    args = SimpleNamespace(chunked_prefill_size=-1, max_prefill_tokens=16384)
+    server_args._scale_prefill(args, 4)
+    assert args.chunked_prefill_size == -1
