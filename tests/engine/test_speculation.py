@@ -83,6 +83,13 @@ def test_greedy_answers_of_a_head_and_the_index_on_two_ranks(hybrid, plain):
     assert accepted(answers) > 50
 
 
+@pytest.mark.full  # the two above, of more prompts
+@pytest.mark.parametrize(("name", "count"), [("suffix", 200), ("hybrid", 60)])
+def test_many_greedy_answers_are_the_same(request, tiny_engine, functions, name, count):
+    asked = [function[:150] for function in functions[:count]]
+    assert texts(request.getfixturevalue(name), asked) == texts(tiny_engine, asked)
+
+
 def test_a_head_drafts_for_text_that_was_never_seen(hybrid, plain):
     prompt = list(plain)[50]
     answer = hybrid.generate(prompt, GREEDY)
