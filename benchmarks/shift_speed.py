@@ -290,7 +290,9 @@ def main() -> int:
         "shape": args.shape, "quantization": args.quantization, "gpus": args.gpus, "base_tp": args.base_tp,
         "weights": "dummy", "sizes": {name: [w.requests, w.tokens_in, w.tokens_out] for name, w in known.items()},
     }  # fmt: skip
-    record = Record(args, about, lambda arms: compare(arms, known, args.base_tp, bars=not toy and args.gpus == 4))
+    record = Record(
+        args, about, lambda arms: compare(arms, known, args.base_tp, bars=not toy and args.gpus == 4)
+    )
     for names in [[arm] for arm in args.arms] if args.one_after_another else [args.arms]:
         with engines(names, args, record, tokens) as running:
             measure(running, chosen, args.repeats, record)
