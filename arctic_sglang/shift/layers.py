@@ -85,6 +85,37 @@ class Shift:
         finally:
             self._running, self.tokens = False, None
 
+    @contextmanager
+    def rest(self, count: int, mode: Mode | None) -> Iterator[None]:
+        """What is left of a step when most of its rows are done with, in a mode of its own.
+
+        Args:
+            count: rows that go on.
+            mode: that it must have; None: as the policy says.
+        """
+        kept, mode = self.tokens, mode or self.policy.mode(count)
+        self.tokens = Tokens(count, self.topology.sp) if mode is Mode.SEQUENCE else None
+        try:
+            yield
+        finally:
+            self.tokens = kept
+
+    def own(self, rows: torch.Tensor) -> torch.Tensor:
+        """This rank's share of all tokens' rows: [tokens, ...] -> [share, ...], padded with zeros; else all of them.
+
+        Args:
+            rows: of the step's tokens, which every rank has.
+        """
+        if self.tokens is None:
+            return rows
+        mine = self.tokens.of_position(self.position)
+        padding = rows.new_zeros(self.tokens.share - len(mine), *rows.shape[1:])
+        return (
+            torch.cat((rows[mine.start : mine.stop], padding))
+            if len(padding)
+            else rows[mine.start : mine.stop]
+        )
+
     def note(self) -> None:
         """Counts the step that ran here last, which a request had; once."""
         if self.ran is not None:
@@ -195,7 +226,7 @@ class Switched(ABC):
 
 
 class SwitchedQkv(Switched):
-    """Query, key and value: own rows in, all tokens of this rank's heads out. `order` is given."""
+    """Query, key and value, or query alone: own rows in, all tokens of this rank's heads out. `order` is given."""
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
@@ -290,6 +321,43 @@ def switch_experts(block: Any, unsummed: Callable[[], AbstractContextManager[Any
         return shift.exchange.scatter(part)
 
     block.forward = forward
+
+
+def switch_cut(body: Any, shift: Shift) -> None:
+    """A SwiftKV decoder: own rows come to the cut, and from there on every rank has all of them.
+
+    Each rank computes keys and values of its heads, as in tensor parallelism: to gather the state they are computed of
+    sends less than sending them.
+
+    Args:
+        body: with `at_cut`, `own` and the norm of the state.
+        shift: this rank.
+    """
+    tensor_parallel = body.at_cut
+
+    def at_cut(hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if shift.tokens is None:
+            return tensor_parallel(hidden, residual)
+        whole = shift.exchange.gather(hidden + residual)[: shift.tokens.count]
+        return body.norm_swiftkv(whole), whole
+
+    body.at_cut, body.own = at_cut, shift.own
+
+
+def switch_tail(model: Any, shift: Shift) -> None:
+    """Rows that go up after a SwiftKV prefill have the mode of their own number; one a request is as good as decode.
+
+    Args:
+        model: with `finish`.
+        shift: this rank.
+    """
+    finish = model.finish
+
+    def in_its_mode(hidden: torch.Tensor, tail: Any) -> Any:
+        with shift.rest(len(hidden), Mode.TENSOR if tail.decodes else None):
+            return finish(hidden, tail)
+
+    model.finish = in_its_mode
 
 
 def switch_last(

@@ -16,6 +16,9 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "intermediate_size",
     "Qwen3ForCausalLM": "intermediate_size",
     "Qwen3MoeForCausalLM": "moe_intermediate_size",
+    "LlamaSwiftKVForCausalLM": "intermediate_size",
+    "Qwen2SwiftKVForCausalLM": "intermediate_size",
+    "Qwen3SwiftKVForCausalLM": "intermediate_size",
 }
 
 QUANTIZATIONS = ("fp8", "compressed-tensors")
@@ -122,9 +125,8 @@ def heads_of(config: Any, topology: Topology) -> Heads:
     """
     name = (config.architectures or ["?"])[0]
     if name not in ARCHITECTURES:
-        why = ", as the rows of a step change at its cut" if "SwiftKV" in name else ""
         msg = (
-            f"--ulysses-sequence-parallel-size {topology.sp}: {name} is not supported{why}; models are "
+            f"--ulysses-sequence-parallel-size {topology.sp}: {name} is not supported; models are "
             f"{', '.join(ARCHITECTURES)}"
         )
         raise ValueError(msg)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 
 from arctic_sglang.compat import vendor
@@ -39,7 +40,8 @@ def before_linear_init(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict
         kwargs: of SGLang's layer.
     """
     topology = topology_of(vendor.get_server_args())
-    if kwargs.get("tp_size") in (None, topology.world):  # else a class above has decided already
+    # Else a class above has decided already, or somebody has shared the weights out over all ranks.
+    if kwargs.get("tp_size") in (None, topology.world) and not kwargs.get("use_presharded_weights"):
         kwargs |= {"tp_rank": topology.shard(vendor.get_tp_group().rank_in_group), "tp_size": topology.tp}
     return args, kwargs
 
@@ -63,6 +65,9 @@ def after_load(_result: None, runner: Any) -> None:
     for layer in model.model.layers:
         _switch_communicator(layer, shift)
     _switch_experts(model, shift)
+    if hasattr(model.model, "at_cut"):
+        layers.switch_cut(model.model, shift)
+        layers.switch_tail(model, shift)
     embedding = model.model.embed_tokens
     layers.switch_embedding(embedding, _vocabulary_of(embedding), shift)
     if hasattr(model, "logits_processor"):
@@ -144,11 +149,17 @@ def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched
     for parent in list(model.modules()):
         found = {type(child): child for child in parent.children()}
         qkv, row = found.get(vendor.QKVParallelLinear), found.get(vendor.RowParallelLinear)
-        merged = found.get(vendor.MergedColumnParallelLinear)
+        merged, queries = found.get(vendor.MergedColumnParallelLinear), found.get(vendor.ColumnParallelLinear)
         if qkv is not None and row is not None:
             shard = shift.topology.shard(shift.rank)
             order = weights.qkv_order(heads, shard, qkv.head_size, qkv.v_head_size)
             yield layers.SwitchedQkv(qkv, shift, order, format_of(qkv))
+            yield layers.SwitchedOutput(row, shift, form=format_of(row))
+        elif (
+            queries is not None and row is not None
+        ):  # of a layer that has its keys and values from elsewhere
+            order = np.arange(queries.output_size // shift.topology.tp)
+            yield layers.SwitchedQkv(queries, shift, order, format_of(queries))
             yield layers.SwitchedOutput(row, shift, form=format_of(row))
         elif merged is not None and row is not None:
             order = weights.merged_order(merged.output_partition_sizes, shift.topology.sp)
@@ -194,7 +205,9 @@ def _check_all(model: Any, switched: list[Switched]) -> None:
     known = {id(one.layer) for one in switched}
     kinds = (vendor.ColumnParallelLinear, vendor.RowParallelLinear)
     for name, module in model.named_modules():
-        if isinstance(module, kinds) and id(module) not in known:
+        if not isinstance(module, kinds) or id(module) in known:
+            continue
+        if not getattr(module, "use_presharded_weights", False):  # else it is one of all ranks in both modes
             msg = (
                 f"--ulysses-sequence-parallel-size: {type(model).__name__}'s layer {name} cannot be switched"
             )

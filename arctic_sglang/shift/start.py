@@ -46,7 +46,7 @@ def get_ready(runner: Any, shift: Shift, switched: list[Switched], *, auto: bool
     if runner.device == "cuda":
         calibration.warm(runner.model, shift, [1, chunk], *of)
     exchanged = calibration.exchanges(shift.exchange, shift.topology.sp, widths, measured.sizes(chunk), *of)
-    shift.figures.exchange = ExchangeTimes(len(runner.model.model.layers), exchanged)
+    shift.figures.exchange = ExchangeTimes(_exchanging_layers(runner.model), exchanged)
     if not auto:
         return
     situation = Situation(
@@ -109,6 +109,11 @@ def _widths(shift: Shift, switched: list[Switched]) -> Widths:
     )
     rows = output.layer.input_size // shift.topology.tp // sp
     return Widths(len(qkv.order) // sp, rows, qkv.layer.input_size)
+
+
+def _exchanging_layers(model: Any) -> int:
+    """Layers of a prefill; of a SwiftKV model those below the cut, as larger steps end there."""
+    return model.model.layout.cut if hasattr(model.model, "at_cut") else len(model.model.layers)
 
 
 def _largest_step(args: Any) -> int:

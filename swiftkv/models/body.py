@@ -138,13 +138,26 @@ class SwiftKVBody(nn.Module):
         residual = None
         for layer in range(self.layout.cut):
             hidden, residual = self.layers[layer](positions, hidden, forward_batch, residual)
-        states, hidden = self.norm_swiftkv(hidden, residual)  # the second is the sum, the cut's state
-        prunes = self.prunes(forward_batch, hidden.shape[0])
+        states, hidden = self.at_cut(hidden, residual)
+        prunes = self.prunes(forward_batch, positions.shape[0])
         pairs = self.keys_values.store(
             self.keys_values.project(states), positions, forward_batch.out_cache_loc,
             keep=not prunes and not forward_batch.forward_mode.is_decode_or_idle(),
         )  # fmt: skip
         return hidden if prunes else self.upper(hidden, positions, forward_batch, pairs)
+
+    def at_cut(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised state and the state of all the step's tokens, `[tokens, hidden]` each.
+
+        Args:
+            hidden: what the last lower layer adds to the residual.
+            residual: the sum so far.
+        """
+        return self.norm_swiftkv(hidden, residual)
+
+    def own(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of rows that go up, those that the upper layers get on this rank: all, unless ranks share out tokens."""
+        return hidden
 
     def upper(
         self, hidden: torch.Tensor, positions: torch.Tensor, forward_batch: Any, pairs: torch.Tensor | None
@@ -158,7 +171,7 @@ class SwiftKVBody(nn.Module):
             pairs: their keys and values, rotated; None where attention reads the cache.
         """
         self.handoff.pairs = pairs
-        residual = None
+        hidden, residual = self.own(hidden), None
         for layer in self.layout.upper:
             hidden, residual = self.layers[layer](positions, hidden, forward_batch, residual)
         self.handoff.pairs = None

@@ -55,7 +55,16 @@ class SwiftKVCausal(nn.Module):
             logits = hidden.new_zeros((forward_batch.batch_size, self.config.vocab_size), dtype=torch.float32)
             return vendor.LogitsProcessorOutput(next_token_logits=logits)
         tail = tail_of(forward_batch)
-        hidden = self._go_up(hidden[tail.rows], tail)
+        return self.finish(hidden[tail.rows], tail)
+
+    def finish(self, hidden: torch.Tensor, tail: Tail) -> Any:
+        """The logits of the rows that go up.
+
+        Args:
+            hidden: their state at the cut, `[rows, hidden]`.
+            tail: the rows and their batch.
+        """
+        hidden = self._go_up(hidden, tail)
         return self.logits_processor(tail.batch.input_ids, hidden, self.lm_head, tail.batch)
 
     def _go_up(self, hidden: torch.Tensor, tail: Tail) -> torch.Tensor:

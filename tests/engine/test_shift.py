@@ -8,19 +8,23 @@ import safetensors.torch
 import torch
 import transformers
 
+from tests import swiftkv_cases
 from tests.engine.servers import running_engine
 from tests.swiftkv_cases import VOCABULARY, compare, flush, generate, prompts
 
 TOLERANCE = 2e-5  # natural log; float32 on both sides
 CHUNK = 64
+MIN_TOKENS = 40
 # Family, ranks of the base tensor parallelism, of a sequence group, threshold (None: plain Ulysses). The first two
 # have both modes, both groups of ranks, layers that sum for themselves and such where SGLang does it between them; a
-# dense model in both modes is in test_shift_speculation each time.
-OFTEN = [("qwen3_moe", 2, 2, "24"), ("llama", 1, 2, None)]
+# dense model in both modes is in test_shift_speculation each time. Steps of the third may have both modes below the
+# cut, and those that go up whole both modes too.
+OFTEN = [("qwen3_moe", 2, 2, "24"), ("llama", 1, 2, None), ("swiftkv-llama", 1, 2, "24")]
 OTHERS = [
     ("llama", 1, 2, "24"), ("qwen3", 2, 2, None), ("qwen3_moe", 1, 2, "24"), ("qwen3_moe", 1, 2, None),
     ("qwen3_moe", 1, 2, "100000"), ("llama", 2, 2, "8"), ("qwen2", 1, 2, "24"), ("qwen2", 1, 2, None),
     ("mistral", 1, 2, "24"), ("qwen3", 1, 2, "24"), ("qwen3", 1, 2, "100000"),
+    ("swiftkv-qwen3", 1, 2, "50"), ("swiftkv-qwen2", 2, 2, None), ("swiftkv-llama", 2, 2, "24"),
 ]  # fmt: skip
 SERVERS = [*OFTEN, *(pytest.param(s, marks=pytest.mark.full) for s in OTHERS)]
 
@@ -38,6 +42,10 @@ class Served:
 
 def make_model(folder, family, heads):
     """Saves a random model of a small shape."""
+    if family.startswith("swiftkv-"):
+        return swiftkv_cases.make_model(
+            folder, family.removeprefix("swiftkv-"), group_size=2, num_key_value_heads=heads
+        )
     torch.manual_seed(0)
     shape = {
         "num_hidden_layers": 3, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4,
@@ -76,6 +84,8 @@ def served(request, tmp_path_factory):
         "skip_tokenizer_init": True, "dtype": "float32", "chunked_prefill_size": CHUNK, "max_total_tokens": 8192,
         "enable_mixed_chunk": True, "tp_size": tp, "ulysses_sequence_parallel_size": sp, "log_level": "info",
     }  # fmt: skip
+    if family.startswith("swiftkv-"):  # smaller steps go through all layers whole
+        options["swiftkv_min_tokens"] = MIN_TOKENS
     if threshold is not None:
         options |= {"enable_shift_parallel": True, "shift_parallel_threshold": threshold}
     with running_engine(folder / "engine.log", model_path=str(folder), **options) as engine:
@@ -94,7 +104,8 @@ def check(served, asked, **fields):
 
 def test_lengths_that_do_not_divide_and_fewer_tokens_than_ranks(served):
     before = served.told()
-    check(served, prompts(1), new_tokens=5)
+    for length in (1, 20, 33, 45, 60):
+        check(served, prompts(length, seed=length), new_tokens=5)
     check(served, prompts(1, 2, 3, 5, 17, 90, 33, 64, 65, 200), new_tokens=12, logprob_start_len=0)
     steps = {mode: n - before["steps"][mode] for mode, n in served.told()["steps"].items()}
     if served.threshold == 0:

@@ -98,8 +98,6 @@ def test_models():
     assert heads_of(config(num_key_value_heads=None), topology) == Heads(topology, 8, 8)
     with pytest.raises(ValueError, match="OPTForCausalLM is not supported; models are LlamaForCausalLM"):
         heads_of(config(architectures=["OPTForCausalLM"]), topology)
-    with pytest.raises(ValueError, match="LlamaSwiftKVForCausalLM is not supported, as the rows of a step"):
-        heads_of(config(architectures=["LlamaSwiftKVForCausalLM"]), topology)
     with pytest.raises(ValueError, match="intermediate_size 66 does not divide over 4 ranks"):
         heads_of(config(intermediate_size=66), topology)
     experts = {"architectures": ["Qwen3MoeForCausalLM"], "intermediate_size": 66}
