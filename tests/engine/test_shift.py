@@ -1,29 +1,33 @@
 """Shift Parallelism against transformers: every mode, on ranks of a CPU, prefixes cached in one and read in another."""
 
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
-from tests import swiftkv_cases
+from tests import shift_cases
 from tests.engine.servers import running_engine
-from tests.swiftkv_cases import VOCABULARY, compare, flush, generate, prompts
+from tests.swiftkv_cases import compare, flush, generate, prompts
 
 TOLERANCE = 2e-5  # natural log; float32 on both sides
 CHUNK = 64
 MIN_TOKENS = 40
-# Family, ranks of the base tensor parallelism, of a sequence group, threshold (None: plain Ulysses). The first two
+FLIP = "flip"
+# Family, ranks of the base tensor parallelism, of a sequence group, threshold (None: plain Ulysses; FLIP: every step
+# has another mode than the one before). The first two
 # have both modes, both groups of ranks, layers that sum for themselves and such where SGLang does it between them; a
 # dense model in both modes is in test_shift_speculation each time. Steps of the third may have both modes below the
 # cut, and those that go up whole both modes too.
-OFTEN = [("qwen3_moe", 2, 2, "24"), ("llama", 1, 2, None), ("swiftkv-llama", 1, 2, "24")]
+OFTEN = [("qwen3_moe", 2, 2, "24"), ("llama", 1, 2, FLIP), ("swiftkv-llama", 1, 2, "24")]
 OTHERS = [
-    ("llama", 1, 2, "24"), ("qwen3", 2, 2, None), ("qwen3_moe", 1, 2, "24"), ("qwen3_moe", 1, 2, None),
-    ("qwen3_moe", 1, 2, "100000"), ("llama", 2, 2, "8"), ("qwen2", 1, 2, "24"), ("qwen2", 1, 2, None),
-    ("mistral", 1, 2, "24"), ("qwen3", 1, 2, "24"), ("qwen3", 1, 2, "100000"),
+    ("llama", 1, 2, "24"), ("llama", 1, 2, None), ("qwen3", 2, 2, None), ("qwen3_moe", 1, 2, "24"),
+    ("qwen3_moe", 1, 2, None), ("qwen3_moe", 1, 2, "100000"), ("llama", 2, 2, "8"), ("qwen2", 1, 2, "24"),
+    ("qwen2", 1, 2, None), ("mistral", 1, 2, "24"), ("qwen3", 1, 2, "24"), ("qwen3", 1, 2, "100000"),
     ("swiftkv-qwen3", 1, 2, "50"), ("swiftkv-qwen2", 2, 2, None), ("swiftkv-llama", 2, 2, "24"),
 ]  # fmt: skip
 SERVERS = [*OFTEN, *(pytest.param(s, marks=pytest.mark.full) for s in OTHERS)]
@@ -34,7 +38,7 @@ class Served:
     engine: Any
     twin: Any
     folder: str
-    threshold: int
+    threshold: str
 
     def told(self):
         return self.engine.get_server_info()["internal_states"][0]["shift"]
@@ -42,37 +46,23 @@ class Served:
 
 def make_model(folder, family, heads):
     """Saves a random model of a small shape."""
-    if family.startswith("swiftkv-"):
-        return swiftkv_cases.make_model(
-            folder, family.removeprefix("swiftkv-"), group_size=2, num_key_value_heads=heads
-        )
-    torch.manual_seed(0)
     shape = {
-        "num_hidden_layers": 3, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4,
-        "num_key_value_heads": heads, "head_dim": 32, "vocab_size": VOCABULARY, "max_position_embeddings": 1024,
-        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": family == "qwen2",
+        "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": heads,
+        "head_dim": 32,
     }  # fmt: skip
-    if family == "llama":
-        shape["attention_bias"] = True
     if family == "qwen3_moe":
-        shape |= {
-            "num_experts": 8,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 128,
-            "norm_topk_prob": True,
-        }
-    if family == "mistral":
-        shape["sliding_window"] = None
-    config = transformers.AutoConfig.for_model(family, **shape)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 1.2 / config.hidden_size**0.5)
-    model.to(torch.float32).save_pretrained(folder)
-    return model
+        shape["moe_intermediate_size"] = 128
+    return shift_cases.make_model(folder, family, **shape)
+
+
+@contextmanager
+def environment(threshold):
+    with pytest.MonkeyPatch.context() as patch:
+        if threshold == FLIP:
+            folder = str(Path(__file__).with_name("flip"))
+            patch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
+            patch.syspath_prepend(folder)
+        yield
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=lambda p: f"{p[0]}-tp{p[1]}-sp{p[2]}-{p[3]}")
@@ -84,12 +74,13 @@ def served(request, tmp_path_factory):
         "skip_tokenizer_init": True, "dtype": "float32", "chunked_prefill_size": CHUNK, "max_total_tokens": 8192,
         "enable_mixed_chunk": True, "tp_size": tp, "ulysses_sequence_parallel_size": sp, "log_level": "info",
     }  # fmt: skip
-    if family.startswith("swiftkv-"):  # smaller steps go through all layers whole
+    if family.startswith(shift_cases.SWIFTKV):  # smaller steps go through all layers whole
         options["swiftkv_min_tokens"] = MIN_TOKENS
     if threshold is not None:
-        options |= {"enable_shift_parallel": True, "shift_parallel_threshold": threshold}
-    with running_engine(folder / "engine.log", model_path=str(folder), **options) as engine:
-        yield Served(engine, twin, str(folder), int(threshold or 0))
+        options |= {"enable_shift_parallel": True, "shift_parallel_threshold": threshold.replace(FLIP, "24")}
+    log = folder / "engine.log"
+    with environment(threshold), running_engine(log, model_path=str(folder), **options) as engine:
+        yield Served(engine, twin, str(folder), threshold or "0")
 
 
 def check(served, asked, **fields):
@@ -108,13 +99,16 @@ def test_lengths_that_do_not_divide_and_fewer_tokens_than_ranks(served):
         check(served, prompts(length, seed=length), new_tokens=5)
     check(served, prompts(1, 2, 3, 5, 17, 90, 33, 64, 65, 200), new_tokens=12, logprob_start_len=0)
     steps = {mode: n - before["steps"][mode] for mode, n in served.told()["steps"].items()}
-    if served.threshold == 0:
+    if served.threshold == "0":
         assert steps["sp"] > 0 == steps["tp"]
-    elif served.threshold > 1000:
+    elif served.threshold == "100000":
         assert steps["tp"] > 0 == steps["sp"]
     else:
         assert min(steps.values()) > 0
-        assert served.told()["switches"] > before["switches"]
+        switches = served.told()["switches"] - before["switches"]
+        assert switches > 0
+        if served.threshold == FLIP:  # and the first one follows those before
+            assert sum(steps.values()) - 1 <= switches <= sum(steps.values())
 
 
 def test_prefixes_cached_in_one_mode_are_read_in_the_other(served):
@@ -162,7 +156,7 @@ def test_a_threshold_is_measured_where_none_is_given(family, tmp_path, monkeypat
         chunked_prefill_size=CHUNK, max_total_tokens=8192, ulysses_sequence_parallel_size=2,
         enable_shift_parallel=True,
     ) as engine:  # fmt: skip
-        served = Served(engine, twin, str(tmp_path), 0)
+        served = Served(engine, twin, str(tmp_path), "auto")
         assert all(min(timing["tensor"], timing["sequence"]) > 0 for timing in served.told()["timings"])
         assert served.told()["timings"]
         check(served, prompts(1, 2, 33, 64, 200))

@@ -16,7 +16,8 @@ import pytest
 import torch
 import transformers
 
-from tests.swiftkv_cases import VOCABULARY, compare, prompts, rescored
+from tests.shift_cases import make_model
+from tests.swiftkv_cases import compare, prompts, rescored
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +39,7 @@ ENGINES = {
     "triton-ulysses": ("llama", 1, HALF),
     "triton-always-tp": ("llama", 1, {**HALF, **SHIFT, "shift_parallel_threshold": "100000"}),
     "triton-no-graphs": ("llama", 1, {**HALF, **SHIFT, "disable_cuda_graph": True}),
-    "triton-few-kv-heads": ("llama-2-kv", 1, {**HALF, **SHIFT}),
+    "triton-few-kv-heads": ("llama:2", 1, {**HALF, **SHIFT}),
     "triton-two-by-two": ("llama", 2, {**HALF, **SHIFT}),
     "triton-steps-beyond-the-buffers": (
         "llama", 1, {**HALF, **SHIFT, "chunked_prefill_size": -1, "max_prefill_tokens": 128},
@@ -51,7 +52,9 @@ ENGINES = {
     "torch_native": ("llama", 1, {**HALF, **SHIFT, "attention_backend": "torch_native"}),
     "fa3": ("llama", 1, {**BF16, **SHIFT, "attention_backend": "fa3"}),
     "qwen3-moe": ("qwen3_moe", 1, {**HALF, **SHIFT}),
-    "qwen3-moe-stock": ("qwen3_moe", None, HALF),
+    # Its fused all-reduce waits for multicast where that is off.
+    "qwen3-moe-stock": ("qwen3_moe", None, {**HALF, "enforce_disable_flashinfer_allreduce_fusion": True}),
+    "swiftkv": ("swiftkv-llama", 1, {**BF16, **SHIFT, "attention_backend": "fa3", "swiftkv_min_tokens": 40}),
     "suffix": (
         "llama", 1,
         {**BF16, **SHIFT, "attention_backend": "fa3", "speculative_algorithm": "SUFFIX", "enable_mixed_chunk": False},
@@ -69,32 +72,15 @@ def lengths_of(name: str) -> tuple[int, ...]:
 
 
 def save_model(folder: Path, name: str) -> None:
-    """Saves a random model of a small shape, in float32."""
-    torch.manual_seed(0)
-    family, _, heads = name.partition("-")
+    """Saves a random model of a small shape; `name` is a family, and what its key/value heads are if not four."""
+    family, _, heads = name.partition(":")
     shape = {
-        "num_hidden_layers": 3, "hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8,
-        "num_key_value_heads": 2 if heads else 4, "head_dim": 64, "vocab_size": VOCABULARY,
-        "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+        "hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8, "head_dim": 64,
+        "num_key_value_heads": int(heads or 4),
     }  # fmt: skip
-    if family == "llama":
-        shape["attention_bias"] = True
     if family == "qwen3_moe":
-        shape |= {
-            "num_experts": 8,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 256,
-            "norm_topk_prob": True,
-        }
-    config = transformers.AutoConfig.for_model(family, **shape)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if "norm" in parameter_name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 1.2 / config.hidden_size**0.5)
-    model.save_pretrained(folder)
+        shape["moe_intermediate_size"] = 256
+    make_model(folder, family, **shape)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arctic_sglang.compat import server_args, vendor
-from arctic_sglang.shift import model, start
+from arctic_sglang.shift import layers, model, start
 from arctic_sglang.shift.formats import PLAIN, Axes, Format
 from arctic_sglang.shift.layers import Shift
 from arctic_sglang.shift.policy import Mode, Policy
@@ -256,3 +256,58 @@ def test_a_prefill_that_is_not_chunked_stays_so():
     args = SimpleNamespace(chunked_prefill_size=-1, max_prefill_tokens=16384)
     server_args._scale_prefill(args, 4)
     assert args.chunked_prefill_size == -1
+
+
+def test_the_rest_of_a_step_has_a_mode_of_its_own(shift):
+    with shift.step(9):
+        with shift.rest(3, None):
+            assert shift.tokens is None
+        with shift.rest(5, None):
+            assert shift.tokens.count == 5
+        with shift.rest(5, Mode.TENSOR):
+            assert shift.tokens is None
+        assert shift.tokens.count == 9
+    assert shift.ran == (Mode.SEQUENCE, 9)
+
+
+@pytest.mark.parametrize(("rank", "own"), [(0, [0, 1, 2]), (1, [3, 4, None])])
+def test_own_rows_are_those_of_a_place_with_padding(rank, own):
+    one, rows = Shift(Topology(1, 2), rank, Policy(4), exchange=None), torch.arange(1.0, 11).view(5, 2)
+    assert one.own(rows) is rows
+    with one.step(5):
+        found = one.own(rows)
+    assert found.tolist() == [[0, 0] if row is None else rows[row].tolist() for row in own]
+
+
+def test_every_rank_has_all_rows_from_the_cut_on(shift):
+    rows = torch.arange(10.0).view(5, 2)
+    whole = torch.cat((rows, torch.full((1, 2), torch.nan)))  # padding
+    seen = []
+    shift.exchange = SimpleNamespace(gather=lambda own: (seen.append(own), whole)[1])
+
+    def norm(state, residual=None):
+        return state * 2 if residual is None else ((state + residual) * 2, state + residual)
+
+    body = SimpleNamespace(at_cut=norm, norm_swiftkv=norm)
+    layers.switch_cut(body, shift)
+    assert all(
+        part.equal(wanted) for part, wanted in zip(body.at_cut(rows, rows), (rows * 4, rows * 2), strict=True)
+    )
+    assert not seen
+    with shift.step(5):
+        states, state = body.at_cut(rows[:3], rows[:3])
+        assert states.equal(rows * 2)
+        assert state.equal(rows)
+        assert body.own(state).equal(rows[:3])
+    assert seen[0].equal(rows[:3] * 2)
+
+
+@pytest.mark.parametrize(("rows", "decodes", "mode"), [(9, True, None), (9, False, 9), (4, False, None)])
+def test_rows_that_go_up_have_the_mode_of_their_number(shift, rows, decodes, mode):
+    seen = []
+    made = SimpleNamespace(finish=lambda hidden, tail: seen.append(shift.tokens and shift.tokens.count))
+    layers.switch_tail(made, shift)
+    with shift.step(20):
+        made.finish([0] * rows, SimpleNamespace(decodes=decodes))
+        assert shift.tokens.count == 20
+    assert seen == [mode]
