@@ -4,16 +4,21 @@ The other ranks wait for the one that is gone. On GPUs they do so within a kerne
 notices the dead process, and takes it that living ones have something to tell: it asks each for its stack and waits
 a minute for dumps of its GPU, while every client waits too. Here they have nothing to tell, unless somebody asked for
 such dumps (--crash-dump-folder).
+
+A rank that raises an error ends too, with exit code 0, and so may one that notices that another is gone: within a
+second, while the driver still takes the memory of the killed one back and its process is not gone yet.
 """
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 _FAILED = 1
+_GONE_SECONDS = 5  # at most, from the first sign of it until the process that failed is gone
 
 
 def around_sigquit(original: Callable[..., None], handler: Any, *args: Any, **kwargs: Any) -> None:
@@ -38,10 +43,13 @@ def around_sigquit(original: Callable[..., None], handler: Any, *args: Any, **kw
 
 def _end_ranks(watchdog: Any, *, dumped: bool) -> None:
     known = list(zip(watchdog._names, watchdog._processes, strict=True))
-    failed = [(name, process) for name, process in known if process.exitcode not in (None, 0)]
-    if not failed:  # one has raised, and says so itself, or hangs
+    until = time.monotonic() + _GONE_SECONDS
+    while not any(process.exitcode for _, process in known) and time.monotonic() < until:
+        time.sleep(0.1)
+    ended = [(name, process) for name, process in known if process.exitcode is not None]
+    if not ended:
         return
-    told = ", ".join(f"{name} (pid {process.pid}, exit code {process.exitcode})" for name, process in failed)
+    told = ", ".join(f"{name} (pid {process.pid}, exit code {process.exitcode})" for name, process in ended)
     logger.error("arctic-sglang: the server ends, as these processes have ended: %s", told)
     for name, process in known:
         if name.startswith("scheduler") and process.exitcode is None and not dumped:

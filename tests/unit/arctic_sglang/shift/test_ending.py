@@ -23,16 +23,24 @@ def waits():
 def exits():
     sys.exit(int(sys.argv[2]))
 
+def goes_late():
+    time.sleep(1.5)
+    os._exit(9)
+
 def sigquit(handler, signum=None, frame=None):
-    ended = [p.exitcode for p in ranks if p.join(20 if sys.argv[1] == "killed" else 0.5) or p.exitcode is not None]
+    alive = sys.argv[1] in ("dumped", "hangs", "unwatched")
+    ended = [p.exitcode for p in ranks if p.join(0.5 if alive else 20) or p.exitcode is not None]
     print("sglang", signum, ended, flush=True)
-    ranks[0].kill()
+    for rank in ranks:
+        rank.kill()
     sys.exit(0)
 
-ranks = [multiprocessing.get_context("fork").Process(target=target) for target in (waits, exits)]
+targets = {"hangs": (waits, waits), "late": (goes_late, exits)}.get(sys.argv[1], (waits, exits))
+ranks = [multiprocessing.get_context("fork").Process(target=target) for target in targets]
 for rank in ranks:
     rank.start()
-ranks[1].join()
+if targets[1] is exits:
+    ranks[1].join()
 watchdog = SimpleNamespace(_names=["scheduler_0", "scheduler_1", "detokenizer"], _processes=[*ranks, Detokenizer()])
 folder = "dumps" if sys.argv[1] == "dumped" else None
 manager = SimpleNamespace(
@@ -67,9 +75,23 @@ def test_others_are_left_to_sglang_where_their_dumps_are_wanted():
     assert done.stdout == "sglang 3 [7]\n"
 
 
-@pytest.mark.parametrize("how", ["hangs", "unwatched"])
-def test_sglang_finds_out_by_itself_where_nobody_has_failed(how):
-    done = run(how, "0")
+def test_a_rank_that_raised_ends_the_others_too():
+    done = run("raised", "0")  # what SGLang's ranks return then
+    assert done.returncode == 1, done.stderr
+    assert "these processes have ended: scheduler_1 (pid" in done.stderr
+    assert done.stdout == "sglang 3 [-9, 0]\n"
+
+
+def test_one_whose_process_is_not_gone_yet_is_named_with_the_one_that_noticed():
+    done = run("late", "0")
+    assert done.returncode == 1, done.stderr
+    assert "these processes have ended: scheduler_0 (pid" in done.stderr
+    assert "exit code 9), scheduler_1 (pid" in done.stderr
+
+
+@pytest.mark.parametrize(("how", "ended"), [("hangs", "[]"), ("unwatched", "[7]")])
+def test_sglang_finds_out_by_itself_where_nobody_has_ended(how, ended):
+    done = run(how, "7")
     assert done.returncode == 1, done.stderr
     assert "arctic-sglang" not in done.stderr
-    assert done.stdout == "sglang 3 [0]\n"
+    assert done.stdout == f"sglang 3 {ended}\n"
