@@ -23,8 +23,7 @@ from arctic_sglang.shift.push import Blocks, Vocabulary, push, push_chosen, push
 from arctic_sglang.shift.topology import Tokens, Topology
 
 _START = 1024  # bytes that a region starts at a multiple of
-# Rows of the first chunk of attention's output that travels: one wave of tiles of an H100 for 4,096 columns.
-FIRST_CHUNK = 1024
+_CHUNKS = 4  # of attention's output, that travel one after the other
 # Rows of a rank from which on parts are sent while products are computed: those of a part then fill the GPU.
 OVERLAPPED = 4096
 
@@ -167,16 +166,17 @@ class Symmetric:
         self, heads: torch.Tensor, tokens: Tokens, targets: list[torch.Tensor]
     ) -> list[tuple[slice, torch.cuda.Event]]:
         """Sends rows for all ranks' first chunk, then their second one, and so on; an event says that one has come."""
-        main, width, ready = torch.cuda.current_stream(), heads.shape[1], []
-        column = self._position * width
+        main, share, width, ready = torch.cuda.current_stream(), tokens.share, heads.shape[1], []
+        column, height = self._position * width, -(-share // _CHUNKS)
         self._side.wait_stream(main)
         self._own.wait_stream(main)
-        for number, chunk in enumerate(tokens.chunks(FIRST_CHUNK)):
+        for number, first in enumerate(range(0, share, height)):
+            chunk = slice(first, min(first + height, share))
             for step in range(1, self._sp + 1):
                 part = (self._position + step) % self._sp
                 given = tokens.of_position(part)[chunk]
                 stream = self._own if part == self._position else self._side
-                target = targets[part][chunk.start : chunk.start + len(given), column : column + width]
+                target = targets[part][first : first + len(given), column : column + width]
                 copy_rows(target, heads[given.start : given.stop], stream)
             self._side.wait_stream(self._own)
             with torch.cuda.stream(self._side):

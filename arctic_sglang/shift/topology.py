@@ -136,21 +136,6 @@ class Tokens:
         first = min(position * self.share, self.count)
         return range(first, min(first + self.share, self.count))
 
-    def chunks(self, first: int) -> list[slice]:
-        """A rank's rows in chunks of which each can be sent while the one before is computed with.
-
-        Sending takes less than half of the computing, so each chunk is twice as large as the one before, and only the
-        sending of the first is waited for. The last one has what is left, up to three times as much.
-
-        Args:
-            first: rows of the first chunk.
-        """
-        found, start, size = [], 0, first
-        while self.share - start > 3 * size // 2:
-            found.append(slice(start, start + size))
-            start, size = start + size, 2 * size
-        return [*found, slice(start, self.share)]
-
 
 def check_divides(name: str, size: int, topology: Topology) -> None:
     """Refuses a dimension of the weights that the ranks cannot share out.

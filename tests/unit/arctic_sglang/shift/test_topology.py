@@ -89,16 +89,3 @@ def test_tokens_are_shared_out_in_order(count, sp):
     assert [token for part in parts for token in part] == list(range(count))
     assert all(len(part) <= tokens.share for part in parts)
     assert tokens.padded == sp * tokens.share < count + sp
-
-
-@given(st.integers(0, 100_000), st.integers(1, 4), st.integers(1, 2000))
-def test_chunks_grow_so_that_sending_one_takes_no_longer_than_computing_with_the_one_before(count, sp, first):
-    tokens = Tokens(count, sp)
-    chunks = tokens.chunks(first)
-    assert [row for chunk in chunks for row in range(tokens.share)[chunk]] == list(range(tokens.share))
-    sizes = [chunk.stop - chunk.start for chunk in chunks]
-    assert sizes[:-1] == [first * 2**n for n in range(len(sizes) - 1)]
-    if sizes[1:]:
-        assert 0 < sizes[-1] <= 3 * sizes[-2]
-    else:
-        assert sizes[0] <= 1.5 * first
