@@ -10,7 +10,7 @@ from typing import Any
 BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
 QUANTIZATIONS = (None, "fp8")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
-SPECULATIONS = (None, "NGRAM")
+SPECULATIONS = (None, "NGRAM", "SUFFIX", "ARCTIC")
 PREFILL_GRAPHS = ("breakable", "full", "disabled")
 # docs/LOG.md has what they were chosen by: launching half a model's kernels one by one costs more than a short
 # prompt's upper half; one graph more costs little, but no less than stock's single one.

@@ -1,0 +1,113 @@
+"""Which features were tried together: every pair of values is served by an engine of a test, or refused with a reason.
+
+What a request may ask for (prompt log-probabilities, a grammar, a stream, to be aborted) is asked of every engine.
+Pure: `tests/engine/test_combinations.py` runs the engines, `tests/unit/test_combinations.py` looks for gaps.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+PARALLEL = {
+    "one": {},
+    "tp": {"tp_size": 2},
+    "ulysses": {"ulysses_sequence_parallel_size": 2},
+    "shift": {
+        "ulysses_sequence_parallel_size": 2,
+        "enable_shift_parallel": True,
+        "shift_parallel_threshold": "24",
+    },
+    "shift on tp": {
+        "tp_size": 2,
+        "ulysses_sequence_parallel_size": 2,
+        "enable_shift_parallel": True,
+        "shift_parallel_threshold": "8",
+    },
+}
+SPECULATION = ("none", "suffix", "head", "both")
+MODELS = ("base", "swiftkv")
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One engine.
+
+    Attributes:
+        parallel: ranks, a key of `PARALLEL`.
+        model: the tiny model or its SwiftKV model.
+        speculation: who drafts.
+        radix: whether prefixes are cached.
+        chunked: whether prompts come in chunks.
+        overlap: whether the host prepares a step while the one before runs.
+        mixed: whether a prefill takes decode steps along.
+    """
+
+    parallel: str
+    model: str
+    speculation: str
+    radix: bool
+    chunked: bool
+    overlap: bool
+    mixed: bool
+
+    def __str__(self) -> str:
+        switches = [name for name in ("radix", "chunked", "overlap", "mixed") if getattr(self, name)]
+        return "-".join([self.parallel.replace(" ", "_"), self.model, self.speculation, *switches])
+
+    def pairs(self) -> Iterator[frozenset[tuple[str, Any]]]:
+        """Its values, two by two."""
+        yield from map(
+            frozenset, itertools.combinations(((f.name, getattr(self, f.name)) for f in fields(self)), 2)
+        )
+
+
+# In CI: every pair but those of `ulysses`, `shift on tp`, `suffix` and `head`, which are parts of the others.
+OFTEN = [
+    Combination("shift", "swiftkv", "both", radix=True, chunked=True, overlap=True, mixed=False),
+    Combination("one", "swiftkv", "none", radix=True, chunked=False, overlap=False, mixed=False),
+    Combination("tp", "base", "none", radix=False, chunked=True, overlap=True, mixed=True),
+    Combination("shift", "base", "both", radix=False, chunked=False, overlap=False, mixed=False),
+    Combination("one", "base", "none", radix=True, chunked=True, overlap=False, mixed=True),
+    Combination("tp", "swiftkv", "both", radix=True, chunked=False, overlap=False, mixed=False),
+    Combination("one", "swiftkv", "both", radix=False, chunked=False, overlap=True, mixed=False),
+    Combination("shift", "swiftkv", "none", radix=False, chunked=True, overlap=False, mixed=True),
+]
+OTHERS = [
+    Combination("ulysses", "base", "head", radix=True, chunked=False, overlap=True, mixed=False),
+    Combination("shift on tp", "base", "suffix", radix=True, chunked=True, overlap=True, mixed=False),
+    Combination("shift on tp", "swiftkv", "head", radix=False, chunked=False, overlap=False, mixed=False),
+    Combination("ulysses", "swiftkv", "suffix", radix=False, chunked=True, overlap=False, mixed=False),
+    Combination("shift", "base", "suffix", radix=True, chunked=False, overlap=True, mixed=False),
+    Combination("shift", "base", "head", radix=False, chunked=True, overlap=True, mixed=False),
+    Combination("ulysses", "base", "none", radix=False, chunked=True, overlap=False, mixed=True),
+    Combination("shift on tp", "base", "none", radix=False, chunked=True, overlap=True, mixed=True),
+    Combination("one", "swiftkv", "head", radix=True, chunked=False, overlap=True, mixed=False),
+    Combination("tp", "swiftkv", "head", radix=True, chunked=False, overlap=True, mixed=False),
+    Combination("shift on tp", "swiftkv", "both", radix=True, chunked=True, overlap=False, mixed=False),
+    Combination("ulysses", "swiftkv", "both", radix=False, chunked=False, overlap=False, mixed=False),
+    Combination("one", "swiftkv", "suffix", radix=True, chunked=True, overlap=True, mixed=False),
+    Combination("tp", "swiftkv", "suffix", radix=False, chunked=True, overlap=False, mixed=False),
+]
+# Of those that no engine has: what stops the start, see `tests/unit/test_combinations.py`.
+REFUSED = {
+    **{
+        frozenset(
+            {("mixed", True), ("speculation", kind)}
+        ): "a step that verifies drafts has no room for a chunk of a prompt"
+        for kind in SPECULATION[1:]
+    },
+}
+# Mixed steps are those of a chunk.
+EMPTY = {frozenset({("mixed", True), ("chunked", False)})}
+
+
+def every_pair() -> set[frozenset[tuple[str, Any]]]:
+    """All that there are."""
+    values = {"parallel": PARALLEL, "model": MODELS, "speculation": SPECULATION}
+    values |= dict.fromkeys(("radix", "chunked", "overlap", "mixed"), (True, False))
+    return {
+        frozenset({(a, one), (b, other)})
+        for a, b in itertools.combinations(values, 2)
+        for one, other in itertools.product(values[a], values[b])
+    }
