@@ -89,15 +89,27 @@ OTHERS = [
     Combination("one", "swiftkv", "suffix", radix=True, chunked=True, overlap=True, mixed=False),
     Combination("tp", "swiftkv", "suffix", radix=False, chunked=True, overlap=False, mixed=False),
 ]
-# Of those that no engine has: what stops the start, see `tests/unit/test_combinations.py`.
+# What stops the start: whose limits say so, of which of SGLang's arguments, and a part of the reason.
+_MIXED = (
+    "speculation",
+    {"enable_mixed_chunk": True},
+    "a step that verifies drafts has no room for a chunk of a prompt",
+)
 REFUSED = {
+    **{frozenset({("mixed", True), ("speculation", kind)}): _MIXED for kind in SPECULATION[1:]},
     **{
-        frozenset(
-            {("mixed", True), ("speculation", kind)}
-        ): "a step that verifies drafts has no room for a chunk of a prompt"
-        for kind in SPECULATION[1:]
+        frozenset({("parallel", kind), ("speculation", other)}): (
+            "shift", {"speculative_algorithm": other}, "ARCTIC and SUFFIX alone"
+        )
+        for kind in ("ulysses", "shift", "shift on tp") for other in ("NGRAM", "EAGLE", "EAGLE3", "STANDALONE")
     },
-}
+    **{
+        frozenset({("model", "swiftkv"), ("speculation", other)}): (
+            "swiftkv", {"speculative_algorithm": other}, "served with NGRAM, SUFFIX, ARCTIC or without"
+        )
+        for other in ("EAGLE", "EAGLE3", "STANDALONE")
+    },
+}  # fmt: skip
 # Mixed steps are those of a chunk.
 EMPTY = {frozenset({("mixed", True), ("chunked", False)})}
 

@@ -32,7 +32,11 @@ def test_what_is_served():
         ("quantization", "awq", "--quantization awq: served with fp8.* or without"),
         ("checkpoint_quantization", "compressed-tensors", "a checkpoint quantised as 'compressed-tensors'"),
         ("kv_cache_dtype", "fp4_e2m1", "--kv-cache-dtype fp4_e2m1"),
-        ("speculative_algorithm", "EAGLE3", "--speculative-algorithm EAGLE3: served with NGRAM or without"),
+        (
+            "speculative_algorithm",
+            "EAGLE3",
+            "--speculative-algorithm EAGLE3: served with NGRAM, SUFFIX, ARCTIC or without",
+        ),
         ("prefill_graph", "tc_piecewise", "--cuda-graph-backend-prefill tc_piecewise"),
     ],
 )
