@@ -32,8 +32,9 @@ LARGE = (*(1500,) * 12, 7)  # at once; enough rows for each of four ranks to sen
 SHIFT = {"enable_shift_parallel": True, "shift_parallel_threshold": "24"}
 HALF = {"attention_backend": "triton", "dtype": "float16"}
 BF16 = {"dtype": "bfloat16"}
+TINY = Path(__file__).parents[2] / "examples" / "tiny_lm"
 FP8 = {**BF16, "attention_backend": "fa3", "quantization": "fp8"}
-# Model, base tensor parallelism (None: without this plugin's flags), options.
+# Model (a family, or a folder), base tensor parallelism (None: without this plugin's flags), options.
 ENGINES = {
     "triton": ("llama", 1, {**HALF, **SHIFT}),
     "triton-ulysses": ("llama", 1, HALF),
@@ -58,6 +59,14 @@ ENGINES = {
     "suffix": (
         "llama", 1,
         {**BF16, **SHIFT, "attention_backend": "fa3", "speculative_algorithm": "SUFFIX", "enable_mixed_chunk": False},
+    ),
+    "swiftkv-suffix-and-head": (
+        str(TINY / "swiftkv"), 1,
+        {
+            **BF16, **SHIFT, "attention_backend": "fa3", "swiftkv_min_tokens": 40, "speculative_algorithm": "ARCTIC",
+            "speculative_draft_model_path": str(TINY / "speculator"), "enable_suffix_decoding": True,
+            "enable_mixed_chunk": False,
+        },
     ),
     "fp8": ("llama", 1, {**FP8, **SHIFT}),
     "fp8-stock": ("llama", None, FP8),
@@ -90,7 +99,8 @@ def engines(request, tmp_path_factory):
     wanted |= {f"{name}-stock" for name in wanted if f"{name}-stock" in ENGINES}
     folder = tmp_path_factory.mktemp("shift")
     for model in {ENGINES[name][0] for name in wanted}:
-        save_model(folder / model, model)
+        if not (folder / model).exists():
+            save_model(folder / model, model)
     child, running = Path(__file__).with_name("shift_child.py"), {}
     for port, (name, (model, tp, options)) in enumerate(ENGINES.items(), FIRST_PORT):
         if name not in wanted:
