@@ -36,12 +36,13 @@ class Exchange(Protocol):
         ...
 
     def heads_from_parts(
-        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+        self, compute: Callable[..., torch.Tensor], kind: torch.Tensor, tokens: Tokens
     ) -> torch.Tensor:
         """As `to_heads`, of rows that are computed part by part.
 
         Args:
-            write: (position in the group, target [share, c]) writes own tokens' rows of the heads of that rank.
+            compute: (position in the group, target=None) -> own tokens' rows of the heads of that rank, [share, c],
+                in `target` if there is one.
             kind: [0, c], of the type and the device of the rows.
             tokens: of the step.
         """
@@ -113,12 +114,12 @@ class Collectives:
         return False
 
     def heads_from_parts(
-        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+        self, compute: Callable[..., torch.Tensor], kind: torch.Tensor, tokens: Tokens
     ) -> torch.Tensor:
         """See `Exchange`."""
         parts = kind.new_empty(tokens.sp, tokens.share, kind.shape[1])
         for part, target in enumerate(parts):
-            write(part, target)
+            compute(part, target)
         return layout.received_heads(self._all_to_all(parts), tokens)
 
     def rows_in_chunks(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -44,15 +44,29 @@ class Format:
         quantized: the weights are no longer what was loaded, so they cannot be loaded again; and the product is a
             kernel's that may have demands on how a part of them lies.
         dtype: of the rows in and out; None: the weight's.
-        write: (layer, found [rows, out], x [rows, in], bias [out] or None) sets `found` to the product; None: its
-            kernel cannot, or has work to do with each call that should not be done for each part.
+        into: (layer, found [rows, out], x [rows, in], bias [out] or None) sets `found` to the product; None: its
+            kernel cannot.
     """
 
     axes: Mapping[str, Axes]
     product: Product
     quantized: bool = False
     dtype: torch.dtype | None = None
-    write: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None = None
+    into: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], None] | None = None
+
+    def write(self, layer: Any, found: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Sets `found` to the product.
+
+        Args:
+            layer: with the tensors.
+            found: [rows, out].
+            x: [rows, in].
+            bias: [out] or None.
+        """
+        if self.into is None:
+            found.copy_(self.product(layer, x, bias))
+        else:
+            self.into(layer, found, x, bias)
 
 
 class Seen:
@@ -76,14 +90,14 @@ def _linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Ten
     return linear(x, layer.weight, bias)
 
 
-def _write_linear(layer: Any, found: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _linear_into(layer: Any, found: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
     if bias is None:
         torch.mm(x, layer.weight.t(), out=found)
     else:
         torch.addmm(bias, x, layer.weight.t(), out=found)
 
 
-PLAIN = Format({"weight": Axes(0, 1), "bias": Axes(0)}, _linear, write=_write_linear)
+PLAIN = Format({"weight": Axes(0, 1), "bias": Axes(0)}, _linear, into=_linear_into)
 
 
 def fp8(layer: Any, dtype: torch.dtype, product: Product) -> Format:

@@ -214,6 +214,12 @@ class Switched(ABC):
         position = self.shift.position if position is None else position
         return weights.part(whole, position, self.shift.topology.sp, dim)
 
+    def _rows(self) -> int:
+        """The dimension of the weight that runs along its rows."""
+        rows = self.form.axes["weight"].rows
+        assert rows is not None
+        return rows
+
     def _kernel_takes_view(self) -> bool:
         try:
             return formats.takes_part(
@@ -230,16 +236,20 @@ class SwitchedQkv(Switched):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
-        exchange, write = self.shift.exchange, self.form.write
-        if write is None or not exchange.overlaps(tokens):
+        exchange, form = self.shift.exchange, self.form
+        # Where one part had to be copied, no other is computed with as it lies.
+        if self.copied is not None or not exchange.overlaps(tokens):
             return exchange.to_heads(self.product(x), tokens)
 
-        def write_part(part: int, target: torch.Tensor) -> None:
+        def compute(part: int, target: torch.Tensor | None = None) -> torch.Tensor:
             seen = self._seen_parts[part]
-            write(seen, target, x, seen.bias)
+            if target is None:
+                return form.product(seen, x, seen.bias)
+            form.write(seen, target, x, seen.bias)
+            return target
 
-        width = self.whole["weight"].shape[0] // tokens.sp
-        return exchange.heads_from_parts(write_part, x.new_empty(0, width), tokens)
+        width = self.whole["weight"].shape[self._rows()] // tokens.sp
+        return exchange.heads_from_parts(compute, x.new_empty(0, width), tokens)
 
 
 class SwitchedGateUp(Switched):
@@ -271,13 +281,13 @@ class SwitchedOutput(SwitchedRow):
 
     def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[tokens, columns of a part] -> [share, out]."""
-        exchange, write = self.shift.exchange, self.form.write
-        if write is None or not exchange.overlaps(tokens):
+        exchange = self.shift.exchange
+        if not exchange.overlaps(tokens):
             return self._sum(exchange.to_rows(x, tokens))
-        found = x.new_empty(tokens.share, self.whole["weight"].shape[0])
+        found = x.new_empty(tokens.share, self.whole["weight"].shape[self._rows()])
         bias = self.whole.get("bias") if self._adds_bias() else None
         for chunk, rows in exchange.rows_in_chunks(x, tokens):
-            write(self._seen_whole, found[chunk], rows, bias)
+            self.form.write(self._seen_whole, found[chunk], rows, bias)
         return exchange.add(found)
 
 

@@ -126,7 +126,7 @@ class Symmetric:
         return tokens.share >= OVERLAPPED and tokens.padded <= self.tokens
 
     def heads_from_parts(
-        self, write: Callable[[int, torch.Tensor], None], kind: torch.Tensor, tokens: Tokens
+        self, compute: Callable[..., torch.Tensor], kind: torch.Tensor, tokens: Tokens
     ) -> torch.Tensor:
         """See `Exchange`."""
         main, share, width = torch.cuda.current_stream(), tokens.share, kind.shape[1]
@@ -136,10 +136,9 @@ class Symmetric:
             part = (self._position + step) % self._sp
             target = self._heads.there[part][start : start + share * width].view(share, width)
             if part == self._position:
-                write(part, target)
+                compute(part, target)
                 continue
-            rows = kind.new_empty(share, width)
-            write(part, rows)
+            rows = compute(part)
             kept.append(rows)
             self._side.wait_stream(main)
             with torch.cuda.stream(self._side):
