@@ -51,7 +51,7 @@ th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0; bac
 td:first-child:not([style]) { min-width: 9rem; }
 @media (min-width: 60rem) { td:first-child:not([style]) { min-width: 15rem; } }
 code { font: .9em ui-monospace, Menlo, Consolas, monospace; }
-.from { color: #555; font-size: .8rem; } .from ul { margin: .2rem 0; padding-left: 1.2rem; }
+ul { margin: .2rem 0; padding-left: 1.2rem; color: #555; font-size: .8rem; }
 """
 
 
@@ -78,11 +78,10 @@ def origin(name: str, result: dict[str, Any]) -> str:
 
 
 def _figure(figure: Figure) -> list[str]:
-    images = [f"![{name.removesuffix('.svg')}]({name})" for name in figure.plots]
+    images = [f"![{figure.heading}]({name})" for name in figure.plots]
     blocks = [f"### {figure.heading}", *([figure.body] if figure.body else []), *images]
-    sources = [origin(name, result) for name, result in figure.sources.items()]
     blocks += [figure.more] if figure.more else []
-    return [*blocks, *(['<div class="from">', *sources, "</div>"] if sources else [])]
+    return blocks + [origin(name, result) for name, result in figure.sources.items()]
 
 
 def markdown(found: list[Section]) -> str:
@@ -101,7 +100,7 @@ def page(text: str, plots: dict[str, str]) -> str:
         text: of `markdown`.
         plots: SVG by file name, of all images in it.
     """
-    made = MarkdownIt("commonmark", {"html": True}).enable("table")
+    made = MarkdownIt("commonmark", {"html": False}).enable("table")
     headings: list[tuple[str, str]] = []
 
     def rule(name: str, render: Callable[[Sequence[Token], int], str]) -> None:

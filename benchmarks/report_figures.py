@@ -217,9 +217,8 @@ def _embeddings(found: Results) -> Section:
         heading = (
             f"Tokens a second, {result['dtype']}, {weights} weights, {result['shape']['hidden_size']} wide"
         )
-        figures.append(Figure(heading, plot_embeddings.speed_rows(result), {name: result}, plots))
-        http = plot_embeddings.http_table(result)
-        figures.append(Figure("Over HTTP, 64 requests in flight", http, {name: result}))
+        more = f"Over HTTP, 64 requests in flight:\n\n{plot_embeddings.http_table(result)}"
+        figures.append(Figure(heading, plot_embeddings.speed_rows(result), {name: result}, plots, more))
     for name, result in found.of("embed_cpu"):
         rates = result["rows_per_second"]
         lines = [
@@ -255,8 +254,12 @@ def _batch(found: Results) -> Section:
         lines += [f"| ratio | {result['ratio']:.3f} |"] if result["ratio"] else []
         heading = f"A whole job, {title(result['shape'])}, {result['rows']:,} rows"
         figures.append(Figure(heading, "\n".join(lines), {name: result}))
+    both = [one for one in found.of("batch_prefix") if one[1]["ratio"]]
+    newest = {
+        _ordered(result): (name, result) for name, result in sorted(both, key=lambda one: one[1]["date"])
+    }
     figures += [
-        Figure(_ordered(result), _orders(result), {name: result}) for name, result in found.of("batch_prefix")
+        Figure(heading, _orders(result), {name: result}) for heading, (name, result) in newest.items()
     ]
     figures += [
         Figure("2,000 rows over HTTP, beside other clients", body, {name: result})
