@@ -34,7 +34,7 @@ ABOUT = (
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 66rem; background: white; color: #222;
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 70rem; background: white; color: #222;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-top: .8rem; border-top: 2px solid #222; }
@@ -48,8 +48,8 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .7rem; border-bot
 th { font-weight: 600; vertical-align: bottom; min-width: 5rem; max-width: 11rem; }
 td { white-space: nowrap; } td:not([style]) { white-space: normal; }
 th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0; background: white; }
-td:first-child:not([style]) { min-width: 9rem; }
-@media (min-width: 60rem) { td:first-child:not([style]) { min-width: 15rem; } }
+@media (max-width: 60rem) { table { width: max-content; } th { max-width: 8rem; } td:not([style]) { max-width: 16rem; }
+  td:first-child:not([style]) { max-width: 9.5rem; } }
 code { font: .9em ui-monospace, Menlo, Consolas, monospace; }
 ul { margin: .2rem 0; padding-left: 1.2rem; color: #555; font-size: .8rem; }
 """

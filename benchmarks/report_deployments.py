@@ -151,7 +151,7 @@ def decode_plot(result: dict[str, Any]) -> str | None:
     for together in sorted({point[0] for point in every}):
         ms, rate = max((ms, rate) for number, ms, rate in every if number == together)
         x = canvas.x(rate)
-        anchor = "end" if x > canvas.LEFT + 80 else "start"  # not over the axis' own labels
+        anchor = "end" if x > canvas.LEFT + 66 else "start"  # not over the axis' own labels
         canvas.text(x, canvas.y(ms) - 10, f"{together} at once", anchor=anchor)
     legend(canvas, {named[arm]: COLORS[arm] for arm in found})
     return canvas.svg()
