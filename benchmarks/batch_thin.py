@@ -24,8 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from batch_tables import Texts, write_model
-from sglang.benchmark.datasets.common import DatasetRow
-from sglang.benchmark.offline_throughput import throughput_test_once
 from shapes import MODELS
 
 import batch_sdk
@@ -58,14 +56,17 @@ def measure(engine: Any, table: Path, ids: list[list[int]], rows: int, arm: str)
     """Runs the first rows once; returns seconds and tokens."""
     inner = engine._engine
     inner.flush_cache()
-    started = time.perf_counter()
     if arm == "sglang":
+        from sglang.benchmark.datasets.common import DatasetRow
+        from sglang.benchmark.offline_throughput import throughput_test_once
+
         requests = [DatasetRow(row, len(row), ANSWER_TOKENS) for row in ids[:rows]]
         found = throughput_test_once("engine", IdsBackend(inner), requests, True, {}, False)
         seconds = found["total_latency"]
         tokens = found["total_input_tokens"] + found["total_output_tokens"]
     else:
         output = table.with_name("out.parquet")
+        started = time.perf_counter()
         summary = batch_sdk.generate(
             str(table), prompt="{{ text }}", chat=False, model=engine, output=output, overwrite=True, keep=["id"],
             limit_rows=rows, max_new_tokens=ANSWER_TOKENS, temperature=0, ignore_eos=True, progress=False,

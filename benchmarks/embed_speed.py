@@ -7,6 +7,7 @@ what it measured is written after every figure, so that an arm that fails takes 
     python benchmarks/embed_speed.py                                      # all arms, one GPU
     python benchmarks/embed_speed.py --arms ours --cases sdk ids          # a part; merged into the same JSON
     python benchmarks/embed_speed.py --arms replicas --replicas 2 4
+    python benchmarks/embed_speed.py --model FOLDER                       # a checkpoint with BERT's tokenizer
     python benchmarks/embed_speed.py --smoke                              # any machine, to see that it runs
 
 Arms: `peak` (a square product, the model's products alone), `core` (the forward step without an engine around it,
@@ -17,11 +18,15 @@ one of vectors, the engine running already; `engine` is `Engine.encode`, and the
 alone; `sweep` tokens/s over row length, ours through `batch_sdk.embed`, stock's through `Engine.encode`; `fair` single
 rows beside a request of 100,000; `http` 64 requests in flight of 64 rows and of 1, as floats and as base64.
 
+With `--model` weights, sizes, tokenizer and pooling are a checkpoint's; the rows are the same real text, cut to length
+by its own tokenizer, which has to be BERT's WordPiece. Bars are those of the shape above, and are left out.
+
 Stock SGLang gets fewer rows, which takes nothing from its rate, and 510 tokens where ours gets 512, which it refuses.
 On a machine without a GPU stock SGLang does not start; there its arms run with the plugin, the flag left out.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -37,6 +42,7 @@ from embed_model import read_tokenizer, write_model
 from engine_child import Piped, check_plugins, plugins
 from record import Record
 from servers import flags
+from shapes import checkpoint
 
 HERE = Path(__file__).parent
 ARMS = ("peak", "core", "ours", "stock", "replicas", "ours-http", "stock-http")
@@ -169,7 +175,8 @@ def http_figure(found: list[dict[str, Any]], batch: int, tokens: int) -> dict[st
 
 def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Keywords of `sglang.Engine` for one arm."""
-    options = {"load_format": "dummy", "dtype": args.dtype, **dict(args.engine_option)}
+    loading = {"load_format": "auto" if args.model else "dummy"}
+    options = {**loading, "dtype": args.dtype, **dict(args.engine_option)}
     if not arm.startswith("stock"):
         options |= {"enable_fast_embedding": True, **dict(args.ours_option)}
     if arm.startswith("replicas-"):
@@ -202,12 +209,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options.add_argument("--limit-s", type=float, default=600, help="seconds for one answer or start")
     options.add_argument("--keep-logs", action="store_true", help="keep the logs of arms that went well")
     options.add_argument("--fresh", action="store_true", help="do not merge into the JSON that is there")
-    options.add_argument(
-        "--smoke", action="store_true", help="a tiny model and few rows, to see that it runs"
+    which = options.add_mutually_exclusive_group()
+    which.add_argument("--smoke", action="store_true", help="a tiny model and few rows, to see that it runs")
+    which.add_argument(
+        "--model", type=checkpoint, metavar="FOLDER", help="a checkpoint with its weights instead"
     )
-    options.add_argument("--name", help="of the JSON (embed_speed, or embed_speed_smoke)")
+    options.add_argument(
+        "--name", help="of the JSON (embed_speed, embed_speed_<folder of --model> or _smoke)"
+    )
     args = options.parse_args(argv)
-    args.name = args.name or ("embed_speed_smoke" if args.smoke else "embed_speed")
+    kind = "smoke" if args.smoke else args.model and args.model.title
+    args.name = args.name or "_".join(filter(None, ("embed_speed", kind)))
     args.dtype = args.dtype or ("float32" if args.smoke else "bfloat16")
     if args.smoke:
         args.repeats, args.clients, args.concurrency = 1, 2, 4
@@ -219,7 +231,13 @@ def main() -> int:
     """Runs the arms, writes the JSON after every figure, prints the table; 1 if an arm failed."""
     args = parse()
     sizes = (TINY if args.smoke else FULL).scaled(args.part)
-    about = {"shape": sizes.config, "dtype": args.dtype, "weights": "dummy"}
+    if args.model:
+        sizes = dataclasses.replace(sizes, config=args.model.config)
+    about = {
+        "shape": sizes.config,
+        "dtype": args.dtype,
+        "weights": args.model.weights if args.model else "dummy",
+    }
     record = Record(args, about, lambda arms: compare(arms, sizes.config))
     ok = True
     arms = [
@@ -228,8 +246,9 @@ def main() -> int:
         for name in ([f"replicas-{n}" for n in args.replicas] if arm == "replicas" else [arm])
     ]
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        write_model(model, sizes.config, read_tokenizer(args.tokenizer))
+        model = args.model.folder if args.model else Path(folder) / "model"
+        if not args.model:
+            write_model(model, sizes.config, read_tokenizer(args.tokenizer))
         for arm in arms:
             try:
                 if arm == "peak":

@@ -48,8 +48,11 @@ def sweep(result: dict[str, Any] | None, arm: str) -> list[tuple[int, float]]:
 
 def speed_table(result: dict[str, Any] | None) -> str:
     """Everything that is no sweep, as Markdown."""
-    if result is None:
-        return NOTHING
+    return NOTHING if result is None else f"{_sources(result)}\n\n{speed_rows(result)}"
+
+
+def speed_rows(result: dict[str, Any]) -> str:
+    """The table alone, and the limits that the peak is taken of."""
     lines = ["| | stock SGLang | ours | ratio | of the peak | asked for |", "|---|---:|---:|---:|---:|---|"]
     for name, row in result["table"].items():
         if name.startswith("sweep"):
@@ -58,7 +61,7 @@ def speed_table(result: dict[str, Any] | None) -> str:
         ratio = f"{row['ratio']:.1f}" if "ratio" in row else ""
         part = f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else ""
         lines.append(f"| {_title(name)}, {row['unit']} | {stock} | {ours} | {ratio} | {part} | {_bar(row)} |")
-    return "\n".join([_sources(result), "", *lines, "", *_limits(result)]).rstrip()
+    return "\n".join([*lines, "", *_limits(result)]).rstrip()
 
 
 def http_table(result: dict[str, Any] | None) -> str:
@@ -194,7 +197,8 @@ def _sources(result: dict[str, Any]) -> str:
         (result["runs"][index]["hardware"], result["runs"][index]["commit"]) for index in sorted(used)
     )
     listed = "; ".join(f"{hardware}, commit {commit}" for hardware, commit in runs)
-    return f"`embed_speed.json`: {listed}; {result['dtype']}, dummy weights, medians."
+    weights = result.get("weights", "dummy")
+    return f"`embed_speed.json`: {listed}; {result['dtype']}, {weights} weights, medians."
 
 
 def _limits(result: dict[str, Any]) -> list[str]:

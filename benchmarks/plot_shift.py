@@ -15,7 +15,7 @@ from typing import Any
 
 import common
 from pages import Canvas, fill, share, update, workload_title
-from shapes import MODELS
+from shapes import title
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = Path(__file__).name
@@ -51,14 +51,20 @@ def _number(value: float | None) -> str:
 
 
 def speed_table(name: str, result: dict[str, Any]) -> str:
-    """What was asked and measured of engines side by side, Markdown."""
-    run, arms = result["runs"][-1], [arm for arm in COLORS if arm in result["arms"]]
+    """What was asked and measured of engines side by side, and where, Markdown."""
+    run, form = result["runs"][-1], result["quantization"] or "bf16"
+    about = (
+        f"`{name}.json`: {title(result['shape'])}, {form}, {result.get('weights', 'dummy')} weights, "
+        f"{run['hardware']}, commit {run['commit']}, {run['date']}."
+    )
+    return f"{about}\n\n{speed_rows(result)}"
+
+
+def speed_rows(result: dict[str, Any]) -> str:
+    """The table alone, and which arms ended early."""
+    arms = [arm for arm in COLORS if arm in result["arms"]]
     named = titles(result["gpus"], result["base_tp"])
-    form = result["quantization"] or "bf16"
     lines = [
-        f"`{name}.json`: {MODELS[result['shape']].title}, {form}, dummy weights, {run['hardware']}, "
-        f"commit {run['commit']}, {run['date']}.",
-        "",
         f"| | unit | {' | '.join(named[arm] for arm in arms)} | over {named['tp']} | over {named['dp']} | asked |",
         "|---|---|" + "---:|" * len(arms) + "---:|---:|---|",
     ]
@@ -92,17 +98,23 @@ def trace_named(result: dict[str, Any]) -> dict[str, str]:
 
 
 def trace_table(name: str, result: dict[str, Any]) -> str:
-    """Latencies and throughput of a trace by phase and arm, Markdown."""
-    arms, named = [arm for arm in COLORS if arm in result["arms"]], trace_named(result)
+    """Latencies and throughput of a trace by phase and arm, and where they are from, Markdown."""
     dates = sorted({about["run"]["date"] for about in result["arms"].values()})
     commits = ", ".join(sorted({about["run"]["commit"] for about in result["arms"].values()}))
     some = next(iter(result["arms"].values()))["phases"]["all"]
     late = max(about["phases"]["all"].get("late_ms", {}).get("max") or 0 for about in result["arms"].values())
-    lines = [
-        f"`{name}.json`: {result['hardware']}, dummy weights, commit {commits}, {dates[0]}; "
+    about = (
+        f"`{name}.json`: {result['hardware']}, {result.get('weights', 'dummy')} weights, commit {commits}, {dates[0]}; "
         f"{some['requests']:,} requests in {result['trace']['seconds']:g} s, rates x {result['scale']:g}, sent at "
-        f"most {late:.1f} ms late.",
-        "",
+        f"most {late:.1f} ms late."
+    )
+    return f"{about}\n\n{trace_rows(result)}"
+
+
+def trace_rows(result: dict[str, Any]) -> str:
+    """The table alone."""
+    arms, named = [arm for arm in COLORS if arm in result["arms"]], trace_named(result)
+    lines = [
         f"| phase | | {' | '.join(named[arm] for arm in arms)} | shift over the first |",
         "|---|---|" + "---:|" * len(arms) + "---:|",
     ]
@@ -122,6 +134,12 @@ def soak_table(result: dict[str, Any] | None) -> str:
     """What came of the soak, Markdown."""
     if result is None:
         return NOTHING
+    about = f"`shift_soak.json`: {result['hardware']}, commit {result['commit']}, {result['date']}."
+    return f"{about}\n\n{soak_rows(result)}"
+
+
+def soak_rows(result: dict[str, Any]) -> str:
+    """The table alone."""
     answers, shift = result["answers"], result["shift_after"] or {}
     rows = {
         "requests, of them hung up on by the client": f"{result['requests']:,}, {result['hung_up']:,}",
@@ -136,11 +154,7 @@ def soak_table(result: dict[str, Any] | None) -> str:
         steps = shift["steps"]
         rows["steps, tensor and sequence parallel"] = f"{steps['tp']:,}, {steps['sp']:,}"
         rows["changes of the mode"] = f"{shift['switches']:,}"
-    lines = [
-        f"`shift_soak.json`: {result['hardware']}, commit {result['commit']}, {result['date']}.",
-        "", "| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows.items()),
-    ]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 class _Bars(Canvas):
@@ -176,15 +190,16 @@ def bars(result: dict[str, Any]) -> str:
                 x = left + place * width
                 canvas.bar(x, 0.94 * width, speeds[arm], COLORS[arm], f"{named[arm]}, {name}")
         canvas.text(left + 0.4 * step, canvas.HEIGHT - 26, name, anchor="middle")
-    _legend(canvas, {named[arm]: COLORS[arm] for arm in arms})
+    legend(canvas, {named[arm]: COLORS[arm] for arm in arms})
     return canvas.svg()
 
 
-def _legend(canvas: Canvas, named: dict[str, str]) -> None:
-    for place, (title, color) in enumerate(reversed(named.items())):
+def legend(canvas: Canvas, named: dict[str, str]) -> None:
+    """Titles and their colours, above the right end."""
+    for place, (name, color) in enumerate(reversed(named.items())):
         x = canvas.WIDTH - canvas.RIGHT - 116 * (place + 1)
         canvas.box(x, canvas.TOP - 28, 12, 12, color)
-        canvas.text(x + 18, canvas.TOP - 18, title)
+        canvas.text(x + 18, canvas.TOP - 18, name)
 
 
 class _Times(Canvas):
@@ -242,7 +257,7 @@ def over_time(result: dict[str, Any], figure: str) -> str | None:
             for at, value in part:
                 canvas.point(at, value, COLORS[arm], f"{named[arm]}, {at:g} s: {value:.1f} ms")
     canvas.text((canvas.LEFT + canvas.WIDTH) / 2, canvas.HEIGHT - 12, "bursts are shaded", anchor="middle")
-    _legend(canvas, {named[arm]: COLORS[arm] for arm in COLORS if arm in lines})
+    legend(canvas, {named[arm]: COLORS[arm] for arm in COLORS if arm in lines})
     return canvas.svg()
 
 

@@ -38,13 +38,9 @@ def told(result: dict[str, Any], name: str) -> str:
     return f"`{name}.json`: {result['hardware']}, commit {result['commit']}, {result['date']}."
 
 
-def speed_table(result: dict[str, Any] | None) -> str:
+def speed_table(result: dict[str, Any]) -> str:
     """Time of a token, Markdown."""
-    if result is None:
-        return NOTHING
     lines = [
-        told(result, "speculation_speed"),
-        "",
         "| requests at once | none, ms/token | suffix index | over none | SGLang's NGRAM | over none | asked |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
@@ -59,15 +55,11 @@ def speed_table(result: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def acceptance_table(result: dict[str, Any] | None) -> str:
+def acceptance_table(result: dict[str, Any]) -> str:
     """Tokens a step and a second by arm and requests at once, Markdown."""
-    if result is None:
-        return NOTHING
     together = list(next(iter(result["arms"].values()))["rows"])
     heads = "".join(f" tokens a step, {n} at once | tokens/s |" for n in together)
     lines = [
-        told(result, "speculation_acceptance"),
-        "",
         f"| drafts |{heads}",
         "|---|" + "---:|---:|" * len(together),
     ]
@@ -86,14 +78,10 @@ def acceptance_table(result: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def draft_table(result: dict[str, Any] | None) -> str:
+def draft_table(result: dict[str, Any]) -> str:
     """Milliseconds of a draft by batch size, Markdown."""
-    if result is None:
-        return NOTHING
     ways = [name for name, row in result["drafts"][0].items() if isinstance(row, dict)]
     lines = [
-        told(result, "speculator_draft"),
-        "",
         f"| batch | {' | '.join(f'{way}, ms' for way in ways)} |",
         "|---:|" + "---:|" * len(ways),
     ]
@@ -113,13 +101,9 @@ INDEX = {
 }
 
 
-def index_table(result: dict[str, Any] | None) -> str:
+def index_table(result: dict[str, Any]) -> str:
     """The suffix index beside its peer, Markdown."""
-    if result is None:
-        return NOTHING
     lines = [
-        told(result, "suffix_index"),
-        "",
         "| trace | | here | the peer | ratio |",
         "|---|---|---:|---:|---:|",
     ]
@@ -139,6 +123,13 @@ def index_table(result: dict[str, Any] | None) -> str:
 
 def _median(value: Any) -> float:
     return value["median"] if isinstance(value, dict) else value
+
+
+# Of the page: the result and the table made of it.
+BLOCKS = {
+    "speed": ("speculation_speed", speed_table), "acceptance": ("speculation_acceptance", acceptance_table),
+    "index": ("suffix_index", index_table), "draft": ("speculator_draft", draft_table),
+}  # fmt: skip
 
 
 class _Canvas(Canvas):
@@ -197,17 +188,15 @@ def main() -> int:
     options.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the measured JSON")
     options.add_argument("--docs", type=Path, default=DOCS, help="folder of speculation.md")
     args = options.parse_args()
-    speed = read(args.results, "speculation_speed")
+    found = {name: read(args.results, name) for name, _ in BLOCKS.values()}
     blocks = {
-        "speed": speed_table(speed),
-        "acceptance": acceptance_table(read(args.results, "speculation_acceptance")),
-        "index": index_table(read(args.results, "suffix_index")),
-        "draft": draft_table(read(args.results, "speculator_draft")),
+        block: f"{told(result, name)}\n\n{table(result)}" if (result := found[name]) else NOTHING
+        for block, (name, table) in BLOCKS.items()
     }
     page = (args.docs / "speculation.md").read_text(encoding="utf-8")
     wanted = {args.docs / "speculation.md": fill(page, blocks, SCRIPT)}
-    if speed is not None:
-        wanted[args.docs / "speculation.svg"] = plot(speed)
+    if found["speculation_speed"] is not None:
+        wanted[args.docs / "speculation.svg"] = plot(found["speculation_speed"])
     return update(wanted, args.check)
 
 

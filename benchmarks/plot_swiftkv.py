@@ -15,7 +15,7 @@ from typing import Any
 
 import common
 from pages import Canvas, fill, share, update, workload_title
-from shapes import MODELS, Model
+from shapes import MODELS, Model, title
 
 from swiftkv.cost import prefill_saved
 
@@ -26,6 +26,7 @@ LENGTHS = [2**power for power in range(7, 18)]  # 128 .. 131072
 # for its weights. In fp8 both the operations and the weights a second double.
 H200_ROWS = round(989 / 4.8)
 COLORS = {"llama-3.1-8b": "#1f77b4", "llama-3.1-70b": "#d95f02", "qwen2.5-7b": "#2a9d5c"}
+OTHER = "#7b5ea7"  # a checkpoint of another shape, in the report
 
 
 def work_table() -> str:
@@ -53,23 +54,28 @@ def measured_table(found: dict[str, dict[str, Any]]) -> str:
         return "Nothing is measured yet."
     blocks = []
     for name, result in found.items():
-        about = f"{MODELS[result['shape']].title}, cut {result['cut']}, {result['hardware']}"
-        lines = [
-            f"`{name}.json`: {about}, dummy weights, commit {result['commit']}.",
-            "",
-            "| workload | unit | stock | SwiftKV | ratio | limit by operations |",
-            "|---|---|---:|---:|---:|---:|",
-        ]
-        for workload, row in result["table"].items():
-            if "ratio" in row:
-                limit = "" if row["limit"] is None else f"{row['limit']:.2f}"
-                title = workload_title(workload, result["sizes"][workload])
-                lines.append(
-                    f"| {title} | {row['unit']} | {row['stock']:,.2f} | {row['swiftkv']:,.2f} "
-                    f"| {row['ratio']:.3f} | {limit} |"
-                )
-        blocks.append("\n".join(lines))
+        about = f"{title(result['shape'])}, cut {result['cut']}, {result['hardware']}"
+        weights = result.get("weights", "dummy")
+        about = f"`{name}.json`: {about}, {weights} weights, commit {result['commit']}."
+        blocks.append(f"{about}\n\n{measured_rows(result)}")
     return "\n\n".join(blocks)
+
+
+def measured_rows(result: dict[str, Any]) -> str:
+    """The table of one result."""
+    lines = [
+        "| workload | unit | stock | SwiftKV | ratio | limit by operations |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for workload, row in result["table"].items():
+        if "ratio" in row:
+            limit = "" if row["limit"] is None else f"{row['limit']:.2f}"
+            named = workload_title(workload, result["sizes"][workload])
+            lines.append(
+                f"| {named} | {row['unit']} | {row['stock']:,.2f} | {row['swiftkv']:,.2f} "
+                f"| {row['ratio']:.3f} | {limit} |"
+            )
+    return "\n".join(lines)
 
 
 def points(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, int, float]]:
@@ -93,7 +99,7 @@ def plot(measured: list[tuple[str, str, int, float]]) -> str:
             line = [(tokens, _saved(MODELS[name], tokens, floor)) for tokens in _steps()]
             canvas.line(line, COLORS[name], dashed=floor > 0)
     for name, label, tokens, saved in measured:
-        canvas.point(tokens, saved, COLORS[name], f"{label}, {saved:.1%}")
+        canvas.point(tokens, saved, COLORS.get(name, OTHER), f"{label}, {saved:.1%}")
     canvas.legend(bool(measured))
     return canvas.svg()
 
@@ -158,10 +164,10 @@ class _Canvas(Canvas):
         self.parts.append(
             f'<rect x="{x - 10:.1f}" y="{y - 12:.1f}" width="220" height="{height + 6}" fill="white"/>'
         )
-        for index, (title, color, dash) in enumerate(rows):
+        for index, (named, color, dash) in enumerate(rows):
             at = y + 18 * index
             self.stroke(x, at, x + 28, at, color, f' stroke-width="2"{dash}')
-            self.text(x + 36, at + 4, title)
+            self.text(x + 36, at + 4, named)
         if measured:
             at = y + 18 * len(rows)
             self.parts.append(f'<circle cx="{x + 14:.1f}" cy="{at:.1f}" r="4.5" fill="#555"/>')

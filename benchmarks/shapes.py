@@ -1,6 +1,9 @@
-"""The sizes of the models that are measured with dummy weights, each plain and cut for SwiftKV."""
+"""The models that are measured, each plain and cut for SwiftKV: sizes with dummy weights, or a checkpoint."""
 
+import argparse
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from plugin_overhead import LLAMA_8B
@@ -33,11 +36,31 @@ class Model:
         title: its name in tables.
         config: its config.json, plain.
         cut: the first upper layer.
+        folder: of a checkpoint with weights; None: dummy ones.
     """
 
     title: str
     config: dict[str, Any]
     cut: int
+    folder: Path | None = None
+
+    @property
+    def weights(self) -> str:
+        """What the weights are, as results say it: "dummy" or "checkpoint"."""
+        return "checkpoint" if self.folder else "dummy"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keywords of `sglang.Engine` by which it has these weights."""
+        return {"load_format": "auto" if self.folder else "dummy"}
+
+    def place(self, folder: Path) -> Path:
+        """The folder that an engine is given: the checkpoint, or `folder`, which gets a config.json."""
+        if self.folder:
+            return self.folder
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config))
+        return folder
 
     @property
     def shape(self) -> Shape:
@@ -64,3 +87,45 @@ MODELS = {
     "qwen2.5-7b": Model("Qwen2.5-7B", QWEN_7B, 21),
     "toy": Model("toy", TOY, 3),
 }
+
+
+def checkpoint(text: str) -> Model:
+    """A model with its weights, cut in the middle for SwiftKV; the type of a command line's `--model`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no folder with the config.json of a text model.
+    """
+    folder = Path(text).resolve()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{text}: a folder with config.json and weights is wanted ({type(error).__name__}: {error})"
+        raise argparse.ArgumentTypeError(message) from error
+    missing = [name for name in ("vocab_size", "num_hidden_layers") if name not in config]
+    if missing:
+        message = (
+            f"{text}: config.json has no {' and no '.join(missing)}; the folder of a text model is wanted"
+        )
+        raise argparse.ArgumentTypeError(message)
+    return Model(folder.name, config, config["num_hidden_layers"] // 2, folder)
+
+
+def add_source(options: argparse.ArgumentParser) -> None:
+    """Adds `--shape` and `--model`, of which one may be given."""
+    which = options.add_mutually_exclusive_group()
+    which.add_argument("--shape", choices=MODELS, default="llama-3.1-8b", help="sizes, with dummy weights")
+    which.add_argument(
+        "--model", type=checkpoint, metavar="FOLDER", help="a checkpoint with its weights instead"
+    )
+
+
+def settle_source(args: argparse.Namespace) -> None:
+    """Sets `source`, the model that was chosen, and makes `shape` its name: of the sizes, or of the folder."""
+    args.source = args.model or MODELS[args.shape]
+    if args.model:
+        args.shape = args.model.title
+
+
+def title(shape: str) -> str:
+    """The name in tables of a result's `shape`."""
+    return MODELS[shape].title if shape in MODELS else shape

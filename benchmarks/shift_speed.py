@@ -2,11 +2,12 @@
 
 Engines of one model shape stand on the same GPUs at the same time and are asked in turn: `tp` is stock SGLang with
 `tp_size` N, `dp` stock SGLang with `dp_size` N, `shift` this plugin with N ranks over one copy of the weights, `sp` the
-same without changing its mode (plain Ulysses; only if it is named). Weights are dummies, token ids random, the radix
-cache is off, all else SGLang's defaults.
+same without changing its mode (plain Ulysses; only if it is named). Weights are dummies, or with `--model` those of a
+checkpoint; token ids are random either way, the radix cache is off, all else SGLang's defaults.
 
     python benchmarks/shift_speed.py                                                     # Llama-3.1-8B, four GPUs
     python benchmarks/shift_speed.py --shape llama-3.3-70b --quantization fp8 --one-after-another
+    python benchmarks/shift_speed.py --model FOLDER --gpus 8                             # a checkpoint
     python benchmarks/shift_speed.py --shape toy --gpus 2 --threshold 24                 # any machine
 
 `ttft N` is one prompt of N tokens and one token out. `prefill` is a batch of prompts of 8192, one token out each.
@@ -25,7 +26,6 @@ Figures are merged into the JSON that is there, so that arms or workloads can be
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ from typing import Any
 import common
 from engine_child import FIRST_PORT, Child, check_plugins, plugins
 from record import Record
-from shapes import MODELS
+from shapes import MODELS, add_source, settle_source
 from workloads import Workload, choose, workloads
 
 ARMS = ("tp", "dp", "shift", "sp")
@@ -137,12 +137,13 @@ def engine_options(arm: str, args: argparse.Namespace, tokens: int) -> dict[str,
         tokens: in all KV caches together at once.
     """
     sequence = {"tp_size": args.base_tp, "ulysses_sequence_parallel_size": args.gpus // args.base_tp}
-    options: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         "tp": {"tp_size": args.gpus},
         "dp": {"dp_size": args.gpus},
         "shift": {**sequence, "enable_shift_parallel": True, "shift_parallel_threshold": args.threshold},
         "sp": sequence,
     }[arm]
+    options = args.source.options | chosen
     if args.quantization:
         options["quantization"] = args.quantization
     on_cpu = common.hardware().startswith("CPU")
@@ -164,7 +165,7 @@ def start(
     Args:
         arm: its name.
         args: of the command line.
-        folder: with the config.json.
+        folder: a temporary one; with the config.json, if there is no checkpoint.
         tokens: in all KV caches together at once.
         beside: whether other engines are on the same GPUs.
     """
@@ -175,7 +176,7 @@ def start(
     child = None
     try:
         child = Child(
-            folder, engine_options(arm, args, tokens), plugins(stock=stock), log, args.limit_s,
+            args.source.folder or folder, engine_options(arm, args, tokens), plugins(stock=stock), log, args.limit_s,
             turn=turn, environment=BESIDE if beside else None,
         )  # fmt: skip
         check_plugins(arm, child.about["arguments"], stock=stock)
@@ -199,7 +200,7 @@ def engines(
     beside = len(names) > 1
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        (folder / "config.json").write_text(json.dumps(MODELS[args.shape].config))
+        args.source.place(folder)
         with ThreadPoolExecutor(len(names)) as pool:
             found = dict(
                 zip(names, pool.map(lambda a: start(a, args, folder, tokens, beside), names), strict=True)
@@ -246,7 +247,7 @@ def measure(running: dict[str, Child], chosen: dict[str, Workload], repeats: int
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     options = common.parser(__doc__)
-    options.add_argument("--shape", choices=MODELS, default="llama-3.1-8b")
+    add_source(options)
     options.add_argument("--quantization", help="of all arms: fp8")
     options.add_argument("--gpus", type=int, default=4)
     options.add_argument("--base-tp", type=int, default=1, help="GPUs that share one copy of shift's weights")
@@ -274,6 +275,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = options.parse_args(argv)
     if args.gpus % args.base_tp:
         options.error(f"--base-tp {args.base_tp} does not divide --gpus {args.gpus}")
+    settle_source(args)
     args.name = args.name or "_".join(filter(None, ("shift_speed", args.shape, args.quantization)))
     return args
 
@@ -281,18 +283,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Runs the arms, writes the JSON after every figure, prints the table; 1 if an arm failed."""
     args = parse()
-    toy = args.shape == "toy"
+    toy = args.source is MODELS["toy"]
+    asked = not toy and args.model is None and args.gpus == 4
     known = workloads(toy, args.prefill_requests, PROMPTS)
     chosen = choose(args.workloads, known)
     share = int(SPARE * max(load.tokens for load in known.values())) // args.gpus
     tokens = -(-share // 1024) * 1024 * args.gpus
     about = {
         "shape": args.shape, "quantization": args.quantization, "gpus": args.gpus, "base_tp": args.base_tp,
-        "weights": "dummy", "sizes": {name: [w.requests, w.tokens_in, w.tokens_out] for name, w in known.items()},
+        "weights": args.source.weights,
+        "sizes": {name: [w.requests, w.tokens_in, w.tokens_out] for name, w in known.items()},
     }  # fmt: skip
-    record = Record(
-        args, about, lambda arms: compare(arms, known, args.base_tp, bars=not toy and args.gpus == 4)
-    )
+    record = Record(args, about, lambda arms: compare(arms, known, args.base_tp, bars=asked))
     for names in [[arm] for arm in args.arms] if args.one_after_another else [args.arms]:
         with engines(names, args, record, tokens) as running:
             measure(running, chosen, args.repeats, record)

@@ -255,7 +255,7 @@ def report(args: argparse.Namespace) -> int:
         raise SystemExit(message)
     content: dict[str, Any] = {
         **{key: first[key] for key in keys},
-        "weights": "dummy",
+        "weights": "checkpoint" if first["server"]["options"]["load_format"] == "auto" else "dummy",
         "arms": {},
         "tables": {},
     }

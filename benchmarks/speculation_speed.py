@@ -6,11 +6,15 @@ Weights are dummies, token ids random, the radix cache is off, KV caches hold as
 SGLang's defaults (NGRAM's too, but for as many running requests as the others have).
 
     python benchmarks/speculation_speed.py                              # Llama-3.1-8B's shape, one GPU
+    python benchmarks/speculation_speed.py --model FOLDER               # a checkpoint
     python benchmarks/speculation_speed.py --shape toy --quick          # any machine, to see that it runs
 
 `fresh N`: milliseconds of each output token of N requests at once with temperature 1, whose random text offers
 nothing to draft: 257 tokens out less 1 token out, over 256 (NGRAM, which takes up to ten times as long: a quarter).
 `repeated N`: the same for a second pass over the same 64 prompts at temperature 0, N at a time, 128 tokens out.
+
+With `--model` the weights are a checkpoint's. Prompts stay random token ids, so its answers say little of what it
+writes in use; at temperature 1 they may repeat themselves, and `fresh` is then not free of drafts.
 """
 
 import argparse
@@ -23,7 +27,7 @@ from typing import Any
 
 import common
 from engine_child import FIRST_PORT, Batch, Child, plugins
-from shapes import MODELS
+from shapes import add_source, settle_source
 
 ARMS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -74,7 +78,8 @@ def start(arm: str, args: argparse.Namespace, folder: Path) -> Child | RuntimeEr
     log = args.out / f"{args.name}.{arm}.log"
     try:
         wanted = plugins(stock=arm != "suffix")
-        return Child(folder, {**options, **dict(args.engine_option)}, wanted, log, args.limit_s)
+        options = {**args.source.options, **options, **dict(args.engine_option)}
+        return Child(args.source.folder or folder, options, wanted, log, args.limit_s)
     except RuntimeError as error:
         return error
 
@@ -118,10 +123,10 @@ def compare(arms: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     options = common.parser(__doc__)
-    options.add_argument("--shape", choices=MODELS, default="llama-3.1-8b")
+    add_source(options)
     options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     options.add_argument("--fresh", nargs="*", type=int, default=[1, 16, 64, 256], help="requests at once")
     options.add_argument("--repeated", nargs="*", type=int, default=[1, 16], help="requests at once")
@@ -136,12 +141,16 @@ def parse() -> argparse.Namespace:
     options.add_argument("--quick", action="store_true", help="few requests and tokens")
     options.add_argument("--limit-s", type=float, default=600)
     options.add_argument("--layers", type=int, help="of the shape, to debug")
-    options.add_argument("--name", default="speculation_speed")
+    options.add_argument("--name", help="of the JSON; default speculation_speed[_<folder of --model>]")
     options.add_argument(
         "--engine-option", type=lambda t: (t.split("=")[0], json.loads(t.split("=", 1)[1])), action="append",
         default=[], metavar="KEY=JSON", help="another Engine keyword for all arms",
     )  # fmt: skip
-    args = options.parse_args()
+    args = options.parse_args(argv)
+    settle_source(args)
+    if args.model and args.layers:
+        options.error("--layers is of a shape with dummy weights: not with --model")
+    args.name = args.name or "_".join(filter(None, ("speculation_speed", args.model and args.shape)))
     if args.quick:
         args.fresh, args.repeated, args.tokens, args.prompts, args.repeats = [1, 4], [1, 2], 33, 4, 2
     return args
@@ -150,10 +159,11 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Runs the arms, writes the JSON, prints the table."""
     args = parse()
-    config = dict(MODELS[args.shape].config)
+    config = dict(args.source.config)
     if args.layers:
         config["num_hidden_layers"] = args.layers
-    content: dict[str, Any] = {"shape": args.shape, "layers": config["num_hidden_layers"], "weights": "dummy"}
+    content: dict[str, Any] = {"shape": args.shape, "layers": config["num_hidden_layers"]}
+    content["weights"] = args.source.weights
     arms: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))

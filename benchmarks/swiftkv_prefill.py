@@ -4,9 +4,14 @@ Two engines of one model shape, one after the other on the same GPUs: `stock` is
 SGLang that loads no plugin, `swiftkv` the same sizes as a SwiftKV model with this plugin. Weights are dummies,
 token ids random, the radix cache is off, all else SGLang's defaults, so that each may use the whole GPU.
 
+With `--model` the weights of both are real: `stock` has those of that checkpoint, `swiftkv` those of `--swiftkv-model`,
+or else of what `swiftkv.convert` makes of the checkpoint for the time of the run, cut in the middle and untrained: its
+speed is that of a trained one, its text is not. Token ids stay random.
+
     python benchmarks/swiftkv_prefill.py                                      # Llama-3.1-8B, cut 16, one GPU
     python benchmarks/swiftkv_prefill.py --quantization fp8
     python benchmarks/swiftkv_prefill.py --shape llama-3.1-70b --quantization fp8 --tp-size 4
+    python benchmarks/swiftkv_prefill.py --model FOLDER                       # a checkpoint
     python benchmarks/swiftkv_prefill.py --shape toy --prefill-requests 4     # any machine, to see that it runs
 
 Workloads: `ttft N` is one prompt of N tokens and one token out. `prefill` is a batch of prompts of 8192, one
@@ -29,10 +34,12 @@ from typing import Any
 
 import common
 from engine_child import Child, check_plugins, plugins
-from shapes import MODELS
+from shapes import MODELS, Model, add_source, checkpoint, settle_source
 from workloads import Workload, choose, workloads
 
-from swiftkv.cost import prefill_flops, prefill_limit
+from swiftkv.convert import convert
+from swiftkv.cost import Shape, prefill_flops, prefill_limit
+from swiftkv.errors import SwiftKVError
 from swiftkv.layout import Layout
 
 ARMS = ("stock", "swiftkv")
@@ -66,14 +73,13 @@ def measure(
 
 
 def limits(
-    shape_name: str, layout: Layout, chosen: dict[str, Workload], stock: dict[str, Any]
+    shape: Shape, layout: Layout, chosen: dict[str, Workload], stock: dict[str, Any]
 ) -> dict[str, float]:
     """The ratios that the count of operations allows; nothing is said of what it cannot tell.
 
     The mix's limit is an estimate: of stock's time the prefill's part, taken at the operations a second that
     stock reached in `prefill`, shrinks as far as it can, and all else stays.
     """
-    shape = MODELS[shape_name].shape
     found = {
         name: prefill_limit(shape, load.tokens_in, layout)
         for name, load in chosen.items()
@@ -134,20 +140,17 @@ def show(table: dict[str, dict[str, Any]]) -> str:
 
 def run_arm(arm: str, args: argparse.Namespace, chosen: dict[str, Workload], folder: Path) -> dict[str, Any]:
     """One engine's life; if it fails, what was measured until then and the message are kept."""
-    model = MODELS[args.shape]
-    layout = model.layout(args.cut, args.group_size)
     options = engine_options(args, arm)
-    folder = folder / arm
-    folder.mkdir()
-    config = model.config if arm == "stock" else model.swiftkv_config(layout)
-    (folder / "config.json").write_text(json.dumps(config))
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"{args.name}.{arm}.log"
     print(f"{arm}: starting, {log}", flush=True)
     child = None
-    found: dict[str, Any] = {"architecture": config["architectures"][0], "options": options, "workloads": {}}
+    found: dict[str, Any] = {"options": options, "workloads": {}}
     try:
-        child = Child(folder, options, plugins(stock=arm == "stock"), log, args.limit_s)
+        model = place(args, arm, folder / arm)
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        found = {"architecture": config["architectures"][0], **found}
+        child = Child(model, options, plugins(stock=arm == "stock"), log, args.limit_s)
         found.update(child.about)
         print(f"  started in {found['startup_seconds']:.0f} s", flush=True)
         check_plugins(arm, found["arguments"], stock=arm == "stock")
@@ -155,7 +158,7 @@ def run_arm(arm: str, args: argparse.Namespace, chosen: dict[str, Workload], fol
             message = f"SGLang has no implementation of {found['architecture']}"
             raise RuntimeError(message)
         measure(child, chosen, args.repeats, args.long_repeats, found["workloads"])
-    except RuntimeError as error:
+    except (RuntimeError, SwiftKVError) as error:
         found["error"] = str(error).splitlines()[-1]
         print(f"{arm} failed: {error}", file=sys.stderr)
     finally:
@@ -166,6 +169,28 @@ def run_arm(arm: str, args: argparse.Namespace, chosen: dict[str, Workload], fol
     return found
 
 
+def layout(args: argparse.Namespace) -> Layout:
+    """The layers of the SwiftKV model."""
+    made = args.swiftkv_model
+    return Layout.of(made.config) if made else args.source.layout(args.cut, args.group_size)
+
+
+def place(args: argparse.Namespace, arm: str, folder: Path) -> Path:
+    """The folder with an arm's model; `folder` does not exist, and has what has to be written.
+
+    Raises:
+        SwiftKVError: a SwiftKV model cannot be made of the checkpoint.
+    """
+    if arm == "stock":
+        return args.source.place(folder)
+    if args.swiftkv_model:
+        return args.swiftkv_model.folder
+    cut = layout(args)
+    if args.source.folder:
+        return convert(args.source.folder, cut.cut, folder, key_value_group_size=cut.group_size, link=True)
+    return Model(args.source.title, args.source.swiftkv_config(cut), cut.cut).place(folder)
+
+
 def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Keywords of `sglang.Engine` for one arm, those that were asked for."""
     named = {
@@ -173,13 +198,17 @@ def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:
         "kv_cache_dtype": args.kv_cache_dtype, "tp_size": args.tp_size if args.tp_size > 1 else None,
     }  # fmt: skip
     given = dict([*args.engine_option, *(args.swiftkv_option if arm == "swiftkv" else [])])
-    return {**{name: value for name, value in named.items() if value is not None}, **given}
+    chosen = {name: value for name, value in named.items() if value is not None}
+    return {**args.source.options, **chosen, **given}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line, with the defaults that depend on other options filled in."""
     options = common.parser(__doc__)
-    options.add_argument("--shape", choices=MODELS, default="llama-3.1-8b")
+    add_source(options)
+    options.add_argument(
+        "--swiftkv-model", type=checkpoint, metavar="FOLDER", help="the SwiftKV model made of --model"
+    )
     options.add_argument("--cut", type=int, help="first upper layer (the shape's own)")
     options.add_argument("--group-size", type=int, default=1, help="upper layers that share keys and values")
     options.add_argument("--quantization", help="of both arms: fp8")
@@ -200,6 +229,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options.add_argument("--keep-logs", action="store_true", help="keep the logs of engines that went well")
     options.add_argument("--name", help="of the JSON; default swiftkv_<shape>[_fp8][_tp4]")
     args = options.parse_args(argv)
+    settle_source(args)
+    if args.swiftkv_model and not args.model:
+        options.error("--swiftkv-model is compared with the checkpoint it was made of: give --model too")
+    if args.swiftkv_model and "num_key_value_layers" not in args.swiftkv_model.config:
+        options.error(
+            f"--swiftkv-model {args.swiftkv_model.folder} is no SwiftKV model: make one by swiftkv.convert"
+        )
     if args.name is None:
         parts = [
             f"swiftkv_{args.shape}",
@@ -213,22 +249,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Runs the arms, writes the JSON, prints the table; 1 if an arm failed."""
     args = parse()
-    model = MODELS[args.shape]
-    layout = model.layout(args.cut, args.group_size)
-    chosen = choose(args.workloads, workloads(args.shape == "toy", args.prefill_requests, PROMPTS))
+    toy, cut = args.source is MODELS["toy"], layout(args)
+    chosen = choose(args.workloads, workloads(toy, args.prefill_requests, PROMPTS))
     content: dict[str, Any] = {
-        "shape": args.shape, "layers": layout.layers, "cut": layout.cut, "group_size": layout.group_size,
-        "weights": "dummy", "ratio": "over 1: SwiftKV is better; limit: by the count of operations",
+        "shape": args.shape, "layers": cut.layers, "cut": cut.cut, "group_size": cut.group_size,
+        "weights": args.source.weights, "ratio": "over 1: SwiftKV is better; limit: by the count of operations",
         "sizes": {name: [load.requests, load.tokens_in, load.tokens_out] for name, load in chosen.items()},
         "table": {}, "arms": {},
     }  # fmt: skip
     arms = content["arms"]
-    half = args.shape != "toy" and 2 * layout.cut == layout.layers
+    half = not toy and 2 * cut.cut == cut.layers
     with tempfile.TemporaryDirectory() as folder:
         for arm in args.arms:
             arms[arm] = run_arm(arm, args, chosen, Path(folder))
             stock = arms["stock"]["workloads"] if "stock" in arms else {}
-            limit = limits(args.shape, layout, chosen, stock)
+            limit = limits(args.source.shape, cut, chosen, stock)
             content["table"] = compare(arms, chosen, limit, bars=half)
             # written after every arm, so that an end from outside leaves what was measured
             partial = {**common.header(args.commit), **content}
