@@ -1,7 +1,7 @@
 """`arctic-doctor`: what is installed, what works, and what does not and why.
 
 It must answer on a broken machine above all, so it reads SGLang's source instead of importing it, and a
-probe that fails becomes a line of the report.
+probe that fails becomes a line of the report. `--sglang PATH` checks the seams against another SGLang instead.
 """
 
 import argparse
@@ -11,10 +11,11 @@ import platform as host
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from arctic_sglang import __version__, env
-from arctic_sglang.compat import source, vendor, verify
+from arctic_sglang.compat import package, source, vendor, verify
 from arctic_sglang.compat.seams import SEAMS
 from arctic_sglang.features import Feature
 
@@ -54,8 +55,31 @@ class Report:
     healthy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The table of seams against an SGLang that is not installed. Plain data, as `Report`.
+
+    Attributes:
+        sglang: release of the SGLang that was read.
+        path: where it was read.
+        tested: releases that the seams were tested with.
+        is_tested: whether that release is one of them; a start is refused with any other.
+        fits: seams by feature: how many there are (`seams`) and how many fit (`fit`).
+        misfits: each seam that does not fit, and why.
+        fine: the release is tested and every seam fits.
+    """
+
+    sglang: str
+    path: str
+    tested: list[str]
+    is_tested: bool
+    fits: dict[str, dict[str, int]]
+    misfits: list[dict[str, Any]]
+    fine: bool
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns 0 if all that is wanted works, else 1."""
+    """Command line. Returns 0 if all that is wanted works (with `--sglang`, if every seam fits), else 1."""
     parser = argparse.ArgumentParser(
         prog="arctic-doctor",
         description="Shows what arctic-sglang finds on this machine and whether it works.",
@@ -66,7 +90,21 @@ def main(argv: list[str] | None = None) -> int:
         help="a feature that must work, else exit 1; may be given several times "
         f"({', '.join(f.value for f in Feature)}). Always required: flags; and cpu, on a machine without a GPU",
     )  # fmt: skip
+    parser.add_argument(
+        "--sglang", type=Path, metavar="PATH",
+        help="check the seams against another SGLang instead of this machine: a wheel, or a folder that holds the "
+        "package sglang. It is read and not imported, so it need not be installed. Exit 1 if a seam does not fit",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.sglang is not None:
+        if args.require:
+            parser.error("--sglang checks the seams of every feature; leave --require out")
+        try:
+            comparison = compare(args.sglang)
+        except package.NoSGLangError as error:
+            parser.error(f"--sglang: {error}")
+        print(json.dumps(asdict(comparison), indent=2) if args.json else render_comparison(comparison))
+        return 0 if comparison.fine else 1
     report = examine(frozenset(Feature(name) for name in args.require))
     print(json.dumps(asdict(report), indent=2) if args.json else render(report))
     return 0 if report.healthy else 1
@@ -114,6 +152,54 @@ def render(report: Report) -> str:
     lines += ["", *[f"note: {note}" for note in report.notes]] if report.notes else []
     lines += ["", "healthy" if report.healthy else "NOT healthy: something wanted does not work (see above)"]
     return "\n".join(lines)
+
+
+def compare(path: Path) -> Comparison:
+    """Checks every seam against the SGLang at `path`, by reading it.
+
+    Args:
+        path: a wheel of SGLang, or a folder that holds the package `sglang`.
+
+    Raises:
+        package.NoSGLangError: there is none.
+    """
+    with package.opened(path) as root:
+        release = verify.sglang_version(root)
+        problems = verify.misfits(SEAMS, root)
+    misfits = []
+    for seam in SEAMS:
+        if texts := [p.text for p in problems if p.seam == seam.id]:
+            misfits.append({"id": seam.id, "feature": seam.feature, "kind": seam.kind, "problems": texts})
+    fits = {}
+    for feature in Feature:
+        count = sum(seam.feature is feature for seam in SEAMS)
+        fits[feature.value] = {
+            "seams": count, "fit": count - sum(one["feature"] is feature for one in misfits)
+        }  # fmt: skip
+    is_tested = all(verify.is_tested(seam, release) for seam in SEAMS)
+    return Comparison(
+        sglang=release, path=str(path), tested=sorted({seam.versions for seam in SEAMS}), is_tested=is_tested,
+        fits=fits, misfits=misfits, fine=is_tested and not misfits,
+    )  # fmt: skip
+
+
+def render_comparison(found: Comparison) -> str:
+    """The comparison for a person."""
+    lines = [f"SGLang {found.sglang} at {found.path}, read and not imported", ""]
+    tested = "tested" if found.is_tested else "not tested, so a start is refused"
+    tested += f" (SGLang {', '.join(found.tested)})"
+    lines.append(f"  {_mark(found.is_tested)} release {found.sglang}: {tested}")
+    for name, count in found.fits.items():
+        ok = count["fit"] == count["seams"]
+        lines.append(f"  {_mark(ok)} {name:11} {count['fit']:3} of {count['seams']:3} seams fit")
+    for one in found.misfits:
+        lines += ["", f"{one['id']} ({one['kind']})", *[f"  {problem}" for problem in one["problems"]]]
+    seams, fit = (sum(count[key] for count in found.fits.values()) for key in ("seams", "fit"))
+    total = f"{fit} of {seams} seams fit"
+    if found.fine:
+        return "\n".join([*lines, "", total])
+    hint = "Names, parameters and members were compared: a seam that fits may still mean something else."
+    return "\n".join([*lines, "", f"{total}. {hint}"])
 
 
 def _probe(report: Report, what: str, action: Callable[[], None]) -> None:

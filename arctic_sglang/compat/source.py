@@ -107,6 +107,10 @@ def _split_module(root: Path, dotted: str) -> tuple[str, list[str]]:
     for end in range(len(parts), 0, -1):
         if _module_file(root, ".".join(parts[:end])) is not None:
             return ".".join(parts[:end]), parts[end:]
+        # a folder without __init__ is a package too, as `sglang.srt` is
+        if end < len(parts) and root.joinpath(*parts[1:end]).is_dir():
+            msg = f"{'.'.join(parts[:end])} has no module {parts[end]}"
+            raise NotFoundError(msg)
     msg = f"no module of {dotted} exists"
     raise NotFoundError(msg)
 

@@ -7,6 +7,7 @@ only warned, is decided by `judge`.
 import importlib.metadata
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +38,17 @@ class Problem:
 
 
 def sglang_version(root: Path) -> str:
-    """Version of the SGLang in a folder, from its own file, else from the installed metadata."""
+    """Version of the SGLang in a folder, from its own file, else from the metadata beside it; "0" if neither says."""
     for name in ("_version.py", "version.py"):
         path = root / name
         if path.is_file():
             match = re.search(r"^__version__ = (?:version = )?['\"]([^'\"]+)['\"]", path.read_text(), re.M)
             if match:
                 return match.group(1)
-    try:
-        return importlib.metadata.version("sglang")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
+    # an editable install has its metadata elsewhere
+    places = sys.path if root == source.installed_root() else [str(root.parent)]
+    found = importlib.metadata.distributions(name="sglang", path=places)
+    return next((one.version for one in found), "0")
 
 
 def verify(seams: Iterable[Seam], root: Path | None) -> list[Problem]:
@@ -57,18 +58,31 @@ def verify(seams: Iterable[Seam], root: Path | None) -> list[Problem]:
         text = "SGLang is not installed; install sglang==0.5.17"
         return [Problem(seam.id, seam.feature, text) for seam in seams]
     version = sglang_version(root)
-    return [Problem(seam.id, seam.feature, text) for seam in seams for text in _check(seam, root, version)]
+    problems = []
+    for seam in seams:
+        if not is_tested(seam, version):
+            text = f"tested with SGLang {seam.versions}, and {version} is installed"
+            problems.append(Problem(seam.id, seam.feature, text))
+        problems += misfits([seam], root)
+    return problems
 
 
-def _check(seam: Seam, root: Path, version: str) -> list[str]:
-    texts = []
-    if not SpecifierSet(seam.versions).contains(version, prereleases=True):
-        texts.append(f"tested with SGLang {seam.versions}, and {version} is installed")
+def is_tested(seam: Seam, version: str) -> bool:
+    """Whether this release of SGLang is one that the seam was tested with."""
+    return SpecifierSet(seam.versions).contains(version, prereleases=True)
+
+
+def misfits(seams: Iterable[Seam], root: Path) -> list[Problem]:
+    """Where names, parameters and members of these seams differ from the SGLang in `root`, whatever its release."""
+    return [Problem(seam.id, seam.feature, text) for seam in seams for text in _check(seam, root)]
+
+
+def _check(seam: Seam, root: Path) -> list[str]:
     try:
         found = source.find(root, seam.target)
     except source.NotFoundError as error:
-        return [*texts, f"{seam.target} is gone: {error}"]
-    texts += _check_shape(seam, found)
+        return [f"{seam.target} is gone: {error}"]
+    texts = _check_shape(seam, found)
     for member in seam.members if found.is_class else ():
         try:
             source.find_member(root, found, member, seam.target)
