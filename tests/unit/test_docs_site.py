@@ -102,8 +102,8 @@ def messages() -> list[str]:
 
 
 def quoted() -> list[str]:
-    heads = re.findall(r"^\*\*`.*$", page("troubleshooting.md"), re.MULTILINE)
-    return [text for head in heads for text in re.findall(r"\*\*`(.+?)`\*\*", head)]
+    heads = re.findall(r"^#### .*$", page("troubleshooting.md"), re.MULTILINE)
+    return re.findall(r"`(.+?)`", "\n".join(heads))
 
 
 def test_messages_of_troubleshooting_are_those_of_the_code():
