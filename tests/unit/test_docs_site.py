@@ -36,7 +36,9 @@ def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout + done.stderr == ""
     return folder
@@ -48,7 +50,9 @@ def address(site) -> Iterator[str]:
         def log_message(self, *_args):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
@@ -90,7 +94,9 @@ def messages() -> list[str]:
     found = []
     for path in (path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        inner = {
+            id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
+        }
         inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):
@@ -176,5 +182,7 @@ def test_migration_names_every_flag_of_ours():
 
 
 def test_adding_a_model_names_files_that_are_there():
-    for path in re.findall(r"`((?:arctic_sglang|swiftkv|speculative|tests)/[\w/.-]+)`", page("adding-a-model.md")):
+    for path in re.findall(
+        r"`((?:arctic_sglang|swiftkv|speculative|tests)/[\w/.-]+)`", page("adding-a-model.md")
+    ):
         assert (ROOT / path).exists(), path
