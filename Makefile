@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
-# Any warning ends it (mkdocs.yml). The variable leaves out a notice about MkDocs 2.
-BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+# Any warning ends it; with --quiet none would, as MkDocs then does not count them. The variable leaves out a notice.
+BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What tests/unit/batch_sdk/browser.py looks for.
 BROWSERS = chromium chromium-browser google-chrome
