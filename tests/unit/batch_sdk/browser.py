@@ -44,10 +44,11 @@ def find() -> str | None:
     return next((path for path in map(shutil.which, NAMES) if path is not None), None)
 
 
-def look(page: Path, script: str, *settings: tuple[int, str]) -> Seen:
-    """Open a file. `settings` are widths and colour schemes; `script` is evaluated at each of them."""
+def look(page: Path | str, script: str, *settings: tuple[int, str]) -> Seen:
+    """Open a file or a URL. `settings` are widths and colour schemes; `script` is evaluated at each of them."""
     program = find()
     assert program is not None, MISSING
+    url = page if isinstance(page, str) else page.as_uri()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # Quiet, or it tells of a machine without a bus; what the page itself says comes over the protocol.
         browser = subprocess.Popen(
@@ -56,7 +57,7 @@ def look(page: Path, script: str, *settings: tuple[int, str]) -> Seen:
         )  # fmt: skip
         try:
             port = _port(Path(profile) / "DevToolsActivePort", browser)
-            return asyncio.run(asyncio.wait_for(_look(port, page, script, settings), _SECONDS))
+            return asyncio.run(asyncio.wait_for(_look(port, url, script, settings), _SECONDS))
         finally:
             browser.terminate()
             browser.wait(10)
@@ -89,7 +90,7 @@ class _Tab:
             self.events.append(await self._socket.receive_json())
 
 
-async def _look(port: int, page: Path, script: str, settings: tuple) -> Seen:
+async def _look(port: int, url: str, script: str, settings: tuple) -> Seen:
     async with aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
             target = next(one for one in await answer.json() if one["type"] == "page")
@@ -97,7 +98,7 @@ async def _look(port: int, page: Path, script: str, settings: tuple) -> Seen:
             tab = _Tab(socket)
             for domain in ("Page", "Network", "Log", "Runtime"):
                 await tab.call(f"{domain}.enable")
-            await tab.call("Page.navigate", url=page.as_uri())
+            await tab.call("Page.navigate", url=url)
             await tab.until("Page.loadEventFired")
             views = [await _view(tab, script, width, scheme) for width, scheme in settings]
             return Seen(views, _complaints(tab.events), _urls(tab.events))
