@@ -19,16 +19,17 @@ CHUNK = 64
 MIN_TOKENS = 40
 FLIP = "flip"
 # Family, ranks of the base tensor parallelism, of a sequence group, threshold (None: plain Ulysses; FLIP: every step
-# has another mode than the one before). The first two
-# have both modes, both groups of ranks, layers that sum for themselves and such where SGLang does it between them; a
-# dense model in both modes is in test_shift_speculation each time. Steps of the third may have both modes below the
-# cut, and those that go up whole both modes too.
-OFTEN = [("qwen3_moe", 2, 2, "24"), ("llama", 1, 2, FLIP), ("swiftkv-llama", 1, 2, "24")]
+# has another mode than the one before). The first two have both modes, both groups of ranks, layers that sum for
+# themselves and such where SGLang does it between them; SwiftKV models and a dense one in both modes by their size are
+# in test_combinations each time. Steps of a SwiftKV model may have both modes below the cut, and those that go up whole
+# both modes too.
+OFTEN = [("qwen3_moe", 2, 2, "24"), ("llama", 1, 2, FLIP)]
 OTHERS = [
     ("llama", 1, 2, "24"), ("llama", 1, 2, None), ("qwen3", 2, 2, None), ("qwen3_moe", 1, 2, "24"),
     ("qwen3_moe", 1, 2, None), ("qwen3_moe", 1, 2, "100000"), ("llama", 2, 2, "8"), ("qwen2", 1, 2, "24"),
     ("qwen2", 1, 2, None), ("mistral", 1, 2, "24"), ("qwen3", 1, 2, "24"), ("qwen3", 1, 2, "100000"),
-    ("swiftkv-qwen3", 1, 2, "50"), ("swiftkv-qwen2", 2, 2, None), ("swiftkv-llama", 2, 2, "24"),
+    ("swiftkv-llama", 1, 2, "24"), ("swiftkv-qwen3", 1, 2, "50"), ("swiftkv-qwen2", 2, 2, None),
+    ("swiftkv-llama", 2, 2, "24"),
 ]  # fmt: skip
 SERVERS = [*OFTEN, *(pytest.param(s, marks=pytest.mark.full) for s in OTHERS)]
 

@@ -11,14 +11,18 @@ import transformers
 from tests.engine.servers import running_engine
 from tests.swiftkv_cases import compare, generate
 
+pytestmark = pytest.mark.full  # test_combinations has some of it each time
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "examples" / "tiny_lm" / "model")
 HEAD = str(ROOT / "examples" / "tiny_lm" / "speculator")
 TOLERANCE = 2e-5  # natural log; float32 on both sides
 # Head (the index is always there), overlap, ranks of the base tensor parallelism, of a sequence group, threshold.
-OFTEN = [(True, True, 1, 2, "24")]
-OTHERS = [(True, False, 2, 2, "8"), (True, True, 1, 2, None), (False, True, 1, 2, "24")]
-SERVERS = [*OFTEN, *(pytest.param(s, marks=pytest.mark.full) for s in OTHERS)]
+SERVERS = [
+    (True, True, 1, 2, "24"),
+    (True, False, 2, 2, "8"),
+    (True, True, 1, 2, None),
+    (False, True, 1, 2, "24"),
+]
 
 
 @dataclass

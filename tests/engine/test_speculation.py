@@ -76,6 +76,7 @@ def test_greedy_answers_are_the_same(suffix, plain):
     assert sum(answer["meta_info"]["completion_tokens"] for answer in again) > 2 * steps
 
 
+@pytest.mark.full  # test_combinations has such an engine each time
 def test_greedy_answers_of_a_head_and_the_index_on_two_ranks(hybrid, plain):
     asked = list(plain)[:40]
     answers = hybrid.generate(asked, GREEDY)
@@ -90,6 +91,7 @@ def test_many_greedy_answers_are_the_same(request, tiny_engine, functions, name,
     assert texts(request.getfixturevalue(name), asked) == texts(tiny_engine, asked)
 
 
+@pytest.mark.full
 def test_a_head_drafts_for_text_that_was_never_seen(hybrid, plain):
     prompt = list(plain)[50]
     answer = hybrid.generate(prompt, GREEDY)
