@@ -108,7 +108,7 @@ def _data(question: Question, way: Way, unshifted: bool) -> Flag:
     kind = question.traffic.kind
     if kind == "bulk" and way.tp == 1:
         why = (
-            "one GPU holds the model, and copies send nothing to each other: Shift Parallelism's prefill was measured at "
+            "one GPU holds the model, and copies send nothing to each other: Shift Parallelism's prefill was at "
             "{} of four copies' tokens/s, {} of two copies'; 256 requests of 2,000 in and 250 out at {} of their speed"
         )
         return Flag("dp_size", way.dp, why, (ev.SHIFT_PREFILL_DP, ev.SHIFT_PREFILL_DP2, ev.SHIFT_MIX_DP))
@@ -158,7 +158,7 @@ def speculation(question: Question) -> tuple[tuple[Flag, ...], tuple[Alternative
             ),
         ]
         if question.traffic.requests > _DRAFTED:
-            why = f"a head's drafts were timed for up to {_DRAFTED} requests at once (speculator_draft.json), not for more"
+            why = f"a head's drafts were timed for up to {_DRAFTED} requests (speculator_draft.json), not for more"
             flags.append(Flag("speculative_disable_by_batch_size", _DRAFTED, why))
     elif question.traffic.kind == "agentic":
         why = (
@@ -211,8 +211,8 @@ def alternatives(question: Question, way: Way, passed: Sequence[Alternative]) ->
     if model.config.get("model_type") in ARCHITECTURES:
         yield Alternative(
             "SwiftKV",
-            "prefill {} times as fast, decode as before ({}), but another model: `python -m swiftkv.convert` makes it of "
-            "this one, and it is of little use before a training (`swiftkv.distill`); no promise of its quality",
+            "prefill {} times as fast, decode as before ({}), but another model: `python -m swiftkv.convert` makes it "
+            "of this one, and it is of little use before a training (`swiftkv.distill`); no promise of its quality",
             (ev.SWIFTKV_PREFILL, ev.SWIFTKV_DECODE_64),
         )
 
