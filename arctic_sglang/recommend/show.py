@@ -2,12 +2,14 @@
 
 import json
 import shlex
+import textwrap
 from collections.abc import Iterator
 
 from arctic_sglang.config import flag_name
 from arctic_sglang.recommend.answer import Alternative, Flag, Recommendation
 
 FORMATS = ("command", "python", "json")
+_WIDTH = 112
 
 
 def argv(answer: Recommendation) -> list[str]:
@@ -27,7 +29,7 @@ def show(answer: Recommendation, kind: str) -> str:
     """
     if kind == "json":
         return as_json(answer)
-    notes = "\n".join(f"# {line}".rstrip() for line in _notes(answer))
+    notes = "\n".join(_wrapped(line) for line in _notes(answer))
     return f"{_python(answer) if kind == 'python' else _command(answer)}\n\n{notes}"
 
 
@@ -89,6 +91,13 @@ def _notes(answer: Recommendation) -> Iterator[str]:
     yield from (f"  {other.what}: {other.reason}{_cited(other)}" for other in answer.alternatives)
     yield "Not known"
     yield from (f"  {line}" for line in answer.unknown)
+
+
+def _wrapped(line: str) -> str:
+    """A line as comments, with nothing broken that could be copied."""
+    return textwrap.fill(
+        line, _WIDTH, initial_indent="# ", subsequent_indent="#     ", break_long_words=False, break_on_hyphens=False
+    ).rstrip() or "#"  # fmt: skip
 
 
 def _files(reasoned: Flag | Alternative) -> list[str]:

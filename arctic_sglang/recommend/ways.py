@@ -176,7 +176,7 @@ def speculation(question: Question) -> tuple[tuple[Flag, ...], tuple[Alternative
         return (), (Alternative("--speculative-algorithm SUFFIX", why, figures),)
     reasons = refusals(question.model, {flag.name: flag.value for flag in flags})
     if reasons:
-        return (), (Alternative("speculative decoding", f"refused: {reasons[0]}", refused=True),)
+        return (), (Alternative("speculative decoding", reasons[0], refused=True),)
     return tuple(flags), ()
 
 
@@ -229,9 +229,10 @@ def unknown(question: Question, way: Way, slots: int | None, drafts: Sequence[Fl
 def _unknown_traffic(question: Question, slots: int | None) -> Iterator[str]:
     traffic, window = question.traffic, question.model.window
     if not traffic.measured:
+        out = f" and {traffic.tokens_out:,} out" if traffic.tokens_out else ""
         yield (
-            f"your traffic: {traffic.requests} requests at once of {traffic.tokens_in:,} tokens in and "
-            f"{traffic.tokens_out:,} out are assumed; --requests-at-once, --tokens-in and --tokens-out say it"
+            f"your traffic: {traffic.requests} requests at once of {traffic.tokens_in:,} tokens in{out} "
+            f"are assumed; --requests-at-once, --tokens-in and --tokens-out say it"
         )
     elif window and traffic.each > window:
         yield f"whether the window is large enough: config.json says {window:,} tokens, a request has {traffic.each:,}"
