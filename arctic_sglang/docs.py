@@ -1,9 +1,16 @@
 """Pages of the documentation that are generated from the code. `make docs` writes them."""
 
+import contextlib
+import io
+import re
+import shlex
 import sys
 from pathlib import Path
 
 from arctic_sglang.compat.seams import SEAMS
+from arctic_sglang.recommend.__main__ import main as recommend
+
+_EXAMPLE = re.compile(r"```\n\$ arctic-recommend (.*)\n(?:.*\n)*?```")
 
 
 def seams_page() -> str:
@@ -27,10 +34,27 @@ def seams_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def choosing_page(page: str) -> str:
+    """`docs/choosing.md` with the output of each of its examples as it is now; paths are those of a checkout.
+
+    Args:
+        page: its text. An example is a block that begins with `$ arctic-recommend` and its arguments.
+    """
+
+    def shown(example: re.Match[str]) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+            recommend(shlex.split(example[1]))
+        return f"```\n$ arctic-recommend {example[1]}\n{out.getvalue()}```"
+
+    return _EXAMPLE.sub(shown, page)
+
+
 def main() -> None:
     """Writes the generated pages into the folder given (default `docs`)."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
     (folder / "seams.md").write_text(seams_page(), encoding="utf-8")
+    page = folder / "choosing.md"
+    page.write_text(choosing_page(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

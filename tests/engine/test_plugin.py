@@ -245,7 +245,7 @@ def test_no_flag_leaves_stock_sglang_alone(tiny_model_dir, functions, tmp_path):
 
 
 def test_console_scripts_exist():
-    for name in ("arctic-batch", "arctic-doctor"):
+    for name in ("arctic-batch", "arctic-doctor", "arctic-recommend"):
         code, out = run(str(Path(sys.executable).with_name(name)), "--help")
         assert code == 0, out
         assert out.startswith(f"usage: {name}")
