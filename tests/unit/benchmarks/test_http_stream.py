@@ -140,7 +140,7 @@ def test_requests_are_sent_at_their_times_whatever_became_of_those_before():
     assert [row["at"] for row in rows] == [0.0, 0.1, 0.2, 0.3]
     assert [row["error"] for row in rows] == [None] * 4
     # Nobody is answered until all are there, so none has waited for the one before.
-    assert all(row["late"] >= 0 for row in rows)
+    assert all(row["late"] > -0.005 for row in rows)  # a timer may be early by its resolution
     assert all(row["ttft"] > 0.15 and row["tpot"] > 0.15 for row in rows)
 
 
