@@ -9,8 +9,9 @@ does in sequence parallelism is said here, and only while such a step runs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
 from arctic_sglang.shift.figures import Figures
 from arctic_sglang.shift.formats import Format, Seen
+from arctic_sglang.shift.layout import Apart
 from arctic_sglang.shift.policy import Mode, Policy, Timing
-from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Tokens, Topology
 from arctic_sglang.shift.weights import Int64
 
@@ -147,7 +148,6 @@ class Switched(ABC):
         self.whole: dict[str, torch.Tensor] = {}
         self.copied: torch.Tensor | None = None
         self._seen_whole = Seen(layer, self.whole)
-        self._seen_parts: list[Seen] = []
         self._tensor_parallel: Forward = layer.forward
         self.take()
         layer.forward = self.forward
@@ -160,7 +160,7 @@ class Switched(ABC):
         return self.sequence_parallel(x, tokens), None
 
     @abstractmethod
-    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor | Apart:
         """The product with the whole copy, of this rank's share of the tokens."""
 
     def product(self, x: torch.Tensor, bias: bool = True) -> torch.Tensor:
@@ -185,11 +185,6 @@ class Switched(ABC):
                 self.whole[name].copy_(loaded)
             else:
                 self.whole[name] = loaded
-        if not self._seen_parts:
-            self._seen_parts = [
-                Seen(self.layer, {name: self._part(name, whole, part) for name, whole in self.whole.items()})
-                for part in range(self.shift.topology.sp)
-            ]
         if self.form.quantized and not self._kernel_takes_view():
             self.copied = formats.packed(self._part("weight", self.whole["weight"]), self.form.axes["weight"])
         for name, whole in self.whole.items():
@@ -232,24 +227,57 @@ class Switched(ABC):
 
 
 class SwitchedQkv(Switched):
-    """Query, key and value, or query alone: own rows in, all tokens of this rank's heads out. `order` is given."""
+    """Query, key and value, or query alone: own rows in, all tokens of this rank's heads out.
 
-    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    Args:
+        layer: as of `Switched`.
+        shift: this rank.
+        order: of its rows.
+        form: of its weights.
+        blocks: rows of a part that large steps send and keep apart, in their order; their products are `Apart`. None:
+            all of them are one block, and so they are where a format's product cannot be written in place.
+    """
+
+    def __init__(
+        self, layer: Any, shift: Shift, order: Int64, form: Format = formats.PLAIN,
+        blocks: tuple[int, ...] | None = None,
+    ) -> None:  # fmt: skip
+        whole = (len(order) // shift.topology.sp,)
+        self.blocks = whole if blocks is None or form.into is None else blocks
+        super().__init__(layer, shift, order, form)
+
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor | Apart:
         """[share, in] -> [tokens, rows of a part]."""
         exchange, form = self.shift.exchange, self.form
         # Where one part had to be copied, no other is computed with as it lies.
         if self.copied is not None or not exchange.overlaps(tokens):
             return exchange.to_heads(self.product(x), tokens)
 
-        def compute(part: int, target: torch.Tensor | None = None) -> torch.Tensor:
-            seen = self._seen_parts[part]
+        def compute(part: int, block: int, target: torch.Tensor | None = None) -> torch.Tensor:
+            seen = self._seen[part][block]
             if target is None:
                 return form.product(seen, x, seen.bias)
             form.write(seen, target, x, seen.bias)
             return target
 
-        width = self.whole["weight"].shape[self._rows()] // tokens.sp
-        return exchange.heads_from_parts(compute, x.new_empty(0, width), tokens)
+        found = exchange.heads_from_parts(compute, self.blocks, x, tokens)
+        return Apart(found) if len(found) > 1 else found[0]
+
+    @cached_property
+    def _seen(self) -> list[list[Seen]]:
+        """The layer with each block of each part in the place of its tensors."""
+        starts = [sum(self.blocks[:block]) for block in range(len(self.blocks))]
+        return [
+            [
+                Seen(self.layer, {name: self._block(name, part, *rows) for name in self.whole})
+                for rows in zip(starts, self.blocks, strict=True)
+            ]
+            for part in range(self.shift.topology.sp)
+        ]
+
+    def _block(self, name: str, part: int, start: int, count: int) -> torch.Tensor:
+        found, rows = self._part(name, self.whole[name], part), self.form.axes[name].rows
+        return found if rows is None else found.narrow(rows, start, count)
 
 
 class SwitchedGateUp(Switched):
@@ -289,107 +317,3 @@ class SwitchedOutput(SwitchedRow):
         for chunk, rows in exchange.rows_in_chunks(x, tokens):
             self.form.write(self._seen_whole, found[chunk], rows, bias)
         return exchange.add(found)
-
-
-def switch_embedding(layer: Any, vocabulary: Callable[[], Vocabulary], shift: Shift) -> None:
-    """Token ids in, own rows out.
-
-    Args:
-        layer: an embedding whose vocabulary is shared out over all ranks.
-        vocabulary: this rank's part of it, as it is now.
-        shift: this rank.
-    """
-    tensor_parallel = layer.forward
-
-    def forward(ids: torch.Tensor) -> Any:
-        if shift.tokens is None:
-            return tensor_parallel(ids)
-        missing = shift.tokens.padded - shift.tokens.count
-        return shift.exchange.embed(torch.nn.functional.pad(ids, (0, missing)), vocabulary())
-
-    layer.forward = forward
-
-
-def switch_experts(block: Any, unsummed: Callable[[], AbstractContextManager[Any]], shift: Shift) -> None:
-    """Own rows in and out of experts that all ranks share out in either mode, so that nobody has two parts of them.
-
-    All rows of the sequence group, padding too, go through this rank's part of the experts, and the parts are summed
-    as rows are shared out again: what tensor parallelism sends for as many tokens, and no more.
-
-    Args:
-        block: router and experts, which sums over all ranks by itself.
-        unsummed: within it, the block leaves that out.
-        shift: this rank.
-    """
-    tensor_parallel = block.forward
-
-    def forward(rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if shift.tokens is None:
-            return tensor_parallel(rows, *args, **kwargs)
-        with unsummed():
-            part = tensor_parallel(shift.exchange.gather(rows), *args, **kwargs)
-        return shift.exchange.scatter(part)
-
-    block.forward = forward
-
-
-def switch_cut(body: Any, shift: Shift) -> None:
-    """A SwiftKV decoder: own rows come to the cut, and from there on every rank has all of them.
-
-    Each rank computes keys and values of its heads, as in tensor parallelism: to gather the state they are computed of
-    sends less than sending them.
-
-    Args:
-        body: with `at_cut`, `own` and the norm of the state.
-        shift: this rank.
-    """
-    tensor_parallel = body.at_cut
-
-    def at_cut(hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if shift.tokens is None:
-            return tensor_parallel(hidden, residual)
-        whole = shift.exchange.gather(hidden + residual)[: shift.tokens.count]
-        return body.norm_swiftkv(whole), whole
-
-    body.at_cut, body.own = at_cut, shift.own
-
-
-def switch_tail(model: Any, shift: Shift) -> None:
-    """Rows that go up after a SwiftKV prefill have the mode of their own number; one a request is as good as decode.
-
-    Args:
-        model: with `finish`.
-        shift: this rank.
-    """
-    finish = model.finish
-
-    def in_its_mode(hidden: torch.Tensor, tail: Any) -> Any:
-        with shift.rest(len(hidden), Mode.TENSOR if tail.decodes else None):
-            return finish(hidden, tail)
-
-    model.finish = in_its_mode
-
-
-def switch_last(
-    layer: Any, shift: Shift, rows: int, chosen: Callable[..., torch.Tensor | None] = lambda *_args: None
-) -> None:
-    """Own rows in, which the layer sees as all tokens': what comes behind the last layer of a decoder.
-
-    Args:
-        layer: logits or a pooler.
-        shift: this rank.
-        rows: at which place of its arguments the rows are.
-        chosen: of its arguments, which rows it will read; None: all.
-    """
-    tensor_parallel = layer.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if shift.tokens is not None:
-            read = chosen(*args)
-            whole = shift.exchange.gather(args[rows], read)[: shift.tokens.count]
-            if read is None:  # somebody may keep them for longer than until the next step
-                whole = whole.clone()
-            args = (*args[:rows], whole, *args[rows + 1 :])
-        return tensor_parallel(*args, **kwargs)
-
-    layer.forward = forward

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from arctic_sglang.compat import vendor
-from arctic_sglang.shift import formats, layers, limits, start, weights
+from arctic_sglang.shift import formats, layers, limits, modules, start, weights
 from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.formats import Format
 from arctic_sglang.shift.layers import Shift, Switched
@@ -66,14 +66,14 @@ def after_load(_result: None, runner: Any) -> None:
         _switch_communicator(layer, shift)
     _switch_experts(model, shift)
     if hasattr(model.model, "at_cut"):
-        layers.switch_cut(model.model, shift)
-        layers.switch_tail(model, shift)
+        modules.switch_cut(model.model, shift)
+        modules.switch_tail(model, shift)
     embedding = model.model.embed_tokens
-    layers.switch_embedding(embedding, _vocabulary_of(embedding), shift)
+    modules.switch_embedding(embedding, _vocabulary_of(embedding), shift)
     if hasattr(model, "logits_processor"):
-        layers.switch_last(model.logits_processor, shift, rows=1, chosen=_last_tokens)
+        modules.switch_last(model.logits_processor, shift, rows=1, chosen=_last_tokens)
     if hasattr(model, "pooler"):
-        layers.switch_last(model.pooler, shift, rows=0)
+        modules.switch_last(model.pooler, shift, rows=0)
     _switch_steps(model, shift)
     _keep_loadable(model, switched)
     start.get_ready(runner, shift, switched, auto=threshold == AUTO)
@@ -153,7 +153,9 @@ def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched
         if qkv is not None and row is not None:
             shard = shift.topology.shard(shift.rank)
             order = weights.qkv_order(heads, shard, qkv.head_size, qkv.v_head_size)
-            yield layers.SwitchedQkv(qkv, shift, order, format_of(qkv))
+            yield layers.SwitchedQkv(
+                qkv, shift, order, format_of(qkv), _blocks(parent, heads, qkv, shift.rank)
+            )
             yield layers.SwitchedOutput(row, shift, form=format_of(row))
         elif (
             queries is not None and row is not None
@@ -165,6 +167,14 @@ def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched
             order = weights.merged_order(merged.output_partition_sizes, shift.topology.sp)
             yield layers.SwitchedGateUp(merged, shift, order, format_of(merged))
             yield layers.SwitchedRow(row, shift, form=format_of(row))
+
+
+def _blocks(attention: Any, heads: Heads, qkv: Any, rank: int) -> tuple[int, int] | None:
+    """Rows of queries, and of keys and values, for attention that splits what it gets and does nothing else with it."""
+    if not isinstance(attention, (vendor.LlamaAttention, vendor.Qwen2Attention, vendor.Qwen3Attention)):
+        return None
+    query, kv = len(heads.query_of_rank(rank)), len(heads.kv_of_rank(rank))
+    return query * qkv.head_size, kv * (qkv.head_size + qkv.v_head_size)
 
 
 def format_of(layer: Any) -> Format:
@@ -245,7 +255,7 @@ def _switch_communicator(layer: Any, shift: Shift) -> None:
 def _switch_experts(model: Any, shift: Shift) -> None:
     for block in model.modules():
         if any(isinstance(child, vendor.FusedMoE) for child in block.children()):
-            layers.switch_experts(block, _unsummed, shift)
+            modules.switch_experts(block, _unsummed, shift)
 
 
 def _unsummed() -> Any:

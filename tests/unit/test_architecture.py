@@ -26,6 +26,7 @@ LAYERS = {
     "arctic_sglang.shift.symmetric": 0,
     "arctic_sglang.shift.measured": 0,
     "arctic_sglang.shift.layers": 0,
+    "arctic_sglang.shift.modules": 0,
     "arctic_sglang.shift.limits": 0,
     "arctic_sglang.shift.figures": 0,
     "arctic_sglang.shift.metrics": 0,

@@ -11,7 +11,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from arctic_sglang.shift import formats, layers, weights
+from arctic_sglang.shift import formats, layers, modules, weights
 from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.policy import Policy
 from arctic_sglang.shift.push import Vocabulary
@@ -176,18 +176,21 @@ class Decoder:
 
     def switch(self, shift):
         order = weights.qkv_order(self.heads, shift.topology.shard(self.rank), DIM)
+        query, kv = (
+            len(of) * DIM for of in (self.heads.query_of_rank(self.rank), self.heads.kv_of_rank(self.rank))
+        )
         merged = weights.merged_order([INNER // shift.topology.tp] * 2, shift.topology.sp)
         self.switched = []
         for layer in self.layers:
             self.switched += [
-                layers.SwitchedQkv(layer["qkv"], shift, order, layer["qkv"].form),
+                layers.SwitchedQkv(layer["qkv"], shift, order, layer["qkv"].form, (query, 2 * kv)),
                 layers.SwitchedOutput(layer["o"], shift, form=layer["o"].form),
                 layers.SwitchedGateUp(layer["gate_up"], shift, merged, layer["gate_up"].form),
                 layers.SwitchedRow(layer["down"], shift, form=layer["down"].form),
             ]
-            layers.switch_experts(layer["experts"], layer["experts"].unsummed, shift)
-        layers.switch_embedding(self.embedding, lambda: self.embedding.own, shift)
-        layers.switch_last(self.logits, shift, rows=1)
+            modules.switch_experts(layer["experts"], layer["experts"].unsummed, shift)
+        modules.switch_embedding(self.embedding, lambda: self.embedding.own, shift)
+        modules.switch_last(self.logits, shift, rows=1)
 
     def __call__(self, ids):
         self.cache, rows = [], self.embedding(ids)
@@ -207,7 +210,7 @@ class Decoder:
         q, k, v = (x.reshape(len(x), -1, DIM).transpose(0, 1) for x in (q, k, v))
         of = [head // (self.heads.query // self.heads.kv) - kv.start for head in query]
         found = scaled_dot_product_attention(q, k[of], v[of], is_causal=True)
-        return found.transpose(0, 1).reshape(len(qkv), -1)
+        return found.transpose(0, 1).reshape(found.shape[1], -1)
 
 
 def reference(heads, ids, fp8):

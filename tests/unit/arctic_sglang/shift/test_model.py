@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arctic_sglang.compat import server_args, vendor
-from arctic_sglang.shift import layers, model, start
+from arctic_sglang.shift import model, modules, start
 from arctic_sglang.shift.formats import PLAIN, Axes, Format
 from arctic_sglang.shift.layers import Shift
 from arctic_sglang.shift.policy import Mode, Policy
@@ -289,7 +289,7 @@ def test_every_rank_has_all_rows_from_the_cut_on(shift):
         return state * 2 if residual is None else ((state + residual) * 2, state + residual)
 
     body = SimpleNamespace(at_cut=norm, norm_swiftkv=norm)
-    layers.switch_cut(body, shift)
+    modules.switch_cut(body, shift)
     assert all(
         part.equal(wanted) for part, wanted in zip(body.at_cut(rows, rows), (rows * 4, rows * 2), strict=True)
     )
@@ -306,7 +306,7 @@ def test_every_rank_has_all_rows_from_the_cut_on(shift):
 def test_rows_that_go_up_have_the_mode_of_their_number(shift, rows, decodes, mode):
     seen = []
     made = SimpleNamespace(finish=lambda hidden, tail: seen.append(shift.tokens and shift.tokens.count))
-    layers.switch_tail(made, shift)
+    modules.switch_tail(made, shift)
     with shift.step(20):
         made.finish([0] * rows, SimpleNamespace(decodes=decodes))
         assert shift.tokens.count == 20
