@@ -94,6 +94,15 @@ def _speed(gpus: int) -> Claim:
     return Claim(says, (step,), (f"shift_speed_{{name}}{end}",), gpus, None, "llama-3.1-8b")
 
 
+def _all_on(gpus: int, text: str) -> Claim:
+    end = "" if gpus == 4 else f"_{gpus}"
+    step = (
+        f"all_on_speed.py {{source}} {{alone}} --text {text} --gpus {gpus} --name all_on_{{name}}_{text}{end}"
+    )
+    says = f"everything on against TP={gpus}, DP={gpus} and SGLang's NGRAM; text that {TEXTS[text]}"
+    return Claim(says, (step,), (f"all_on_{{name}}_{text}{end}",), gpus, None, "llama-3.1-8b")
+
+
 def _trace(gpus: int) -> Claim:
     end, arms = "" if gpus == 4 else f"_{gpus}", ("tp", "dp", "sp", "shift")
     steps = []
@@ -111,6 +120,7 @@ def _trace(gpus: int) -> Claim:
     )  # 4 x 5 minutes of trace, without the starts
 
 
+TEXTS = {"fresh": "offers nothing to draft", "repeats": "repeats itself"}
 CLAIMS = {
     "plugin_overhead": Claim(
         "an installed but unused plugin costs under 1 %", ("plugin_overhead.py",), ("plugin_overhead",), 1
@@ -185,6 +195,24 @@ CLAIMS = {
             "shift_soak.py soak --folder {work} --arm shift",
             "shift_trace.py stop --folder {work}",
         ), ("shift_soak",), 2,
+    ),
+    **{f"all_on_{text}_{gpus}": _all_on(gpus, text) for gpus in (2, 4, 8) for text in TEXTS},
+    **{
+        f"all_on_fp8_{text}": Claim(
+            f"the same, 70B in fp8, one engine after another; text that {says}",
+            (f"all_on_speed.py {{source}} --quantization fp8 --one-after-another --text {text}",),
+            (f"all_on_{{name}}_fp8_{text}",), 4, None, "llama-3.3-70b",
+        )
+        for text, says in TEXTS.items()
+    },
+    "all_on_soak": Claim(
+        "the same of a server with everything on", (
+            "shift_soak.py model --folder {work}/model --everything",
+            "shift_trace.py start --folder {work} --model {work}/model/swiftkv --draft-head {work}/model/head --gpus 2 "
+            "--arms all --radix-cache",
+            "shift_soak.py soak --folder {work} --arm all --name all_on_soak",
+            "shift_trace.py stop --folder {work}",
+        ), ("all_on_soak",), 2,
     ),
     **{f"shift_trace_{gpus}": _trace(gpus) for gpus in (2, 4, 8)},
 }  # fmt: skip

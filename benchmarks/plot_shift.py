@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import common
+from deployments import titles
 from pages import Canvas, fill, share, update, workload_title
 from shapes import title
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = Path(__file__).name
 NOTHING = "Nothing is measured yet."
-COLORS = {"tp": "#d95f02", "dp": "#2a9d5c", "sp": "#7b5ea7", "shift": "#1f77b4"}
+COLORS = {
+    "tp": "#d95f02", "tp-ngram": "#f2a97a", "dp": "#2a9d5c", "dp-ngram": "#94cfae", "sp": "#7b5ea7", "shift": "#1f77b4",
+    "swiftkv": "#c2185b", "all": "#222222",
+}  # fmt: skip
 PHASES = {"all": "all", "quiet": "quiet phases", "burst": "bursts"}
 FIGURES = {
     "ttft_median_ms": "time to first token, median, ms",
@@ -32,12 +36,6 @@ FIGURES = {
     "tokens_per_second": "throughput, tokens/s",
 }
 PLOTS = {"ttft_ms": "Time to first token", "tpot_ms": "Time per output token"}
-
-
-def titles(gpus: int, base_tp: int) -> dict[str, str]:
-    """What each arm is called."""
-    sp = f"SP={gpus // base_tp}"
-    return {"tp": f"TP={gpus}", "dp": f"DP={gpus}", "sp": f"Ulysses, {sp}", "shift": f"shift, {sp}"}
 
 
 def results(folder: Path, pattern: str) -> dict[str, dict[str, Any]]:

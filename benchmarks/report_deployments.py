@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-from pages import Canvas, share
-from plot_shift import COLORS, legend, titles
+from deployments import titles
+from pages import Canvas, share, workload_title
+from plot_shift import COLORS, legend
 
 MISSING = "not measured"
 
@@ -67,6 +68,29 @@ def trifecta(result: dict[str, Any]) -> str:
             _cell(_median(result, arm, "prefill"), ",.0f"),
         ]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def workload_rows(result: dict[str, Any]) -> str:
+    """All workloads of a result of `all_on_speed.py`, and what was asked of them, Markdown."""
+    named = arms(result)
+    lines = [
+        f"| | unit | {' | '.join(named.values())} | asked |",
+        "|---|---|" + "---:|" * len(named) + "---|",
+    ]
+    for name, row in result["table"].items():
+        medians = row["medians"]
+        cells = [_cell(medians.get(arm), ",.2f" if medians.get(arm, 0) < 1000 else ",.0f") for arm in named]
+        asked = "; ".join(
+            f"{named[bar['arm']]}, {bar['stated']}: {'met' if bar['met'] else 'not met'}, {bar['value']:.3f}"
+            for bar in row.get("bars", ())
+        )
+        lines.append(
+            f"| {workload_title(name, result['sizes'][name])} | {row['unit']} | {' | '.join(cells)} | {asked} |"
+        )
+    lines += [
+        f"\n{named[arm]} ended early: {one['error']}" for arm, one in result["arms"].items() if "error" in one
+    ]
     return "\n".join(lines)
 
 

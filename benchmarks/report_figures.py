@@ -24,6 +24,9 @@ SHARED = {
 }  # fmt: skip
 
 
+SOAKED = {"shift": "Shift Parallelism", "all": "Shift Parallelism, SwiftKV, a draft head and suffix decoding"}
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A table, or plots, or both, and what they are made of.
@@ -112,6 +115,15 @@ def _deployments(found: Results) -> Section:
         more = f"All workloads:\n\n{plot_shift.speed_rows(result)}"
         plots = report_deployments.plots(name, result)
         figures.append(Figure(heading, report_deployments.trifecta(result), {name: result}, plots, more))
+    for name, result in found.of("all_on"):
+        if name.startswith("all_on_soak"):
+            continue
+        form = _form(result, result["quantization"])
+        heading = f"Everything on: {title(result['shape'])}, {form}, {result['gpus']} GPUs, text that "
+        heading += {"fresh": "offers nothing to draft", "repeats": "repeats itself"}[result["text"]]
+        more = f"All workloads:\n\n{report_deployments.workload_rows(result)}"
+        plots = report_deployments.plots(name, result)
+        figures.append(Figure(heading, report_deployments.trifecta(result), {name: result}, plots, more))
     for name, result in found.of("shift_exchange"):
         heading = f"Exchanges of sequence parallelism, {result['ranks']} GPUs, microseconds"
         figures.append(Figure(heading, _exchange(result), {name: result}))
@@ -145,11 +157,15 @@ def _traffic(found: Results) -> Section:
 
 def _soak(found: Results) -> Section:
     figures = [
-        Figure(f"{result['requests']:,} requests", plot_shift.soak_rows(result), {name: result})
-        for name, result in found.of("shift_soak")
+        Figure(
+            f"{result['requests']:,} requests, {SOAKED[result['arm']]}",
+            plot_shift.soak_rows(result),
+            {name: result},
+        )
+        for name, result in found.of("shift_soak", "all_on_soak")
     ]
     about = (
-        "Random requests, a part of them hung up on, against one server of Shift Parallelism with weights that tell "
+        "Random requests, a part of them hung up on, against one server with weights that tell "
         "tokens apart; fixed prompts are asked before, amid and after."
     )
     return Section("Soak", about, figures)

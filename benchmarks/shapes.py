@@ -89,6 +89,27 @@ MODELS = {
 }
 
 
+def swiftkv_folder(source: Model, layout: Layout, folder: Path, made: Model | None = None) -> Path:
+    """The folder with the SwiftKV model of a model.
+
+    Args:
+        source: the plain model; a checkpoint is converted, untrained.
+        layout: its layers with SwiftKV.
+        folder: that does not exist, or has what this has written before.
+        made: a checkpoint that has been made of it, which is taken instead.
+
+    Raises:
+        SwiftKVError: a SwiftKV model cannot be made of the checkpoint.
+    """
+    if made or folder.exists():
+        return made.folder if made else folder
+    if source.folder:
+        from swiftkv.convert import convert  # torch, which many benchmarks do without
+
+        return convert(source.folder, layout.cut, folder, key_value_group_size=layout.group_size, link=True)
+    return Model(source.title, source.swiftkv_config(layout), layout.cut).place(folder)
+
+
 def checkpoint(text: str) -> Model:
     """A model with its weights, cut in the middle for SwiftKV; the type of a command line's `--model`.
 

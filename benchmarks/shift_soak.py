@@ -7,6 +7,9 @@ the same probability, and no wrong answer would show.
     python benchmarks/shift_trace.py start --folder OUT --model M --arms shift --radix-cache
     python benchmarks/shift_soak.py soak --folder OUT --arm shift --seconds 120
     python benchmarks/shift_soak.py model --folder M --shape toy            # any machine
+    python benchmarks/shift_soak.py model --folder M --everything           # M/swiftkv and M/head beside it, and then
+    python benchmarks/shift_trace.py start --folder OUT --model M/swiftkv --draft-head M/head --arms all --radix-cache
+    python benchmarks/shift_soak.py soak --folder OUT --arm all --name all_on_soak
 
 An hour's worth is as many requests as Azure's code trace has in one (2.57 a second), sent in `--seconds`, in bursts.
 Prompts have 1 to 8192 tokens, answers 1 to 128, both log-uniform; a fifth of the connections is closed early, from at
@@ -32,9 +35,10 @@ from typing import Any
 
 import aiohttp
 import common
+from deployments import write_head
 from http_stream import body, session, stream
 from servers import ask
-from shapes import MODELS
+from shapes import MODELS, Model, swiftkv_folder
 from shift_trace import read_state, told
 
 HOUR = round(3600 * 2.57)
@@ -297,6 +301,11 @@ def model(args: argparse.Namespace) -> int:
             else:
                 parameter.normal_(0, 1.2 / config.hidden_size**0.5)
     made.save_pretrained(args.folder)
+    if args.everything:
+        kept = json.loads((args.folder / "config.json").read_text())
+        plain = Model(args.shape, kept, args.layers // 2, args.folder)
+        swiftkv_folder(plain, plain.layout(), args.folder / "swiftkv")
+        write_head(kept, args.folder / "head")
     return 0
 
 
@@ -311,6 +320,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         step.set_defaults(run=globals()[name])
     steps["model"].add_argument("--shape", choices=MODELS, default="llama-3.1-8b")
     steps["model"].add_argument("--layers", type=int, default=4)
+    steps["model"].add_argument(
+        "--everything", action="store_true", help="a SwiftKV model of it and a draft head too"
+    )
     one = steps["soak"]
     one.add_argument("--arm", default="shift")
     one.add_argument("--seconds", type=float, default=120)

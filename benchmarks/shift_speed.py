@@ -15,38 +15,24 @@ checkpoint; token ids are random either way, the radix cache is off, all else SG
 requests of 2000 tokens in and 250 out. Each is run once before it is measured, then `--repeats` times (3), arm after
 arm; medians are compared, as how many times as fast shift is.
 
-SGLang sizes its KV cache by the memory that is free once the weights are loaded, and takes the memory that went
-meanwhile for the weights' size. So processes start at once but build their engines one at a time (`--together`: all at
-once, and no word on the weights' memory), and every arm has KV slots for all tokens of the largest workload and no
-more: `max_total_tokens` (of `dp`, its Nth part a replica), the same memory in every arm. With `--one-after-another`
-each engine is alone and has SGLang's own sizes; ratios are then of times minutes apart. Three arms of the 8B fit beside
-each other on GPUs of 140 GB, four do not: name `sp` in a command of its own. Those of the 70B do not fit at all.
+Engines get their memory as `deployments.py` says. Three arms of the 8B fit beside each other on GPUs of 140 GB, four do
+not: name `sp` in a command of its own. Those of the 70B do not fit at all.
 
 Figures are merged into the JSON that is there, so that arms or workloads can be measured one command at a time.
 """
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import common
-from engine_child import FIRST_PORT, Child, check_plugins, plugins
+from deployments import add_options, engines, measure, most_tokens, settle
 from record import Record
-from shapes import MODELS, add_source, settle_source
+from shapes import MODELS
 from workloads import Workload, choose, workloads
 
-ARMS = ("tp", "dp", "shift", "sp")
 PROMPTS = (128, 512, 2048, 8192)
-# Of the memory that is free when an engine starts, 5 % is no room for its KV slots: the slots are bounded by tokens.
-MEMORY = {"mem_fraction_static": 0.95}
-# Beside others, a GPU may have less free memory than its neighbour, which SGLang otherwise refuses.
-BESIDE = {"SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "false"}
-SPARE = 1.02  # KV slots over those of the largest workload
+COMPARED = ("tp", "dp", "shift", "sp")
 # How many times as fast as which arm shift was asked to be, and that in words.
 BETTER = "the better of tp and dp"
 BARS = {
@@ -82,7 +68,7 @@ def compare(
         if "shift" not in medians:
             continue
         row["faster_than"] = {
-            arm: round(load.faster(medians["shift"], medians[arm]), 4) for arm in ARMS if arm in medians
+            arm: round(load.faster(medians["shift"], medians[arm]), 4) for arm in COMPARED if arm in medians
         }
         del row["faster_than"]["shift"]
         if bars and name in BARS:
@@ -115,11 +101,11 @@ def _weights(arms: dict[str, Any], base_tp: int, bars: bool) -> dict[str, Any] |
 
 def show(table: dict[str, dict[str, Any]]) -> str:
     """The comparison as text."""
-    form = "{:<12}{:>10}" + "{:>12}" * len(ARMS) + "{:>9}{:>9}  {}"
-    lines = [form.format("workload", "unit", *ARMS, "x tp", "x dp", "asked")]
+    form = "{:<12}{:>10}" + "{:>12}" * len(COMPARED) + "{:>9}{:>9}  {}"
+    lines = [form.format("workload", "unit", *COMPARED, "x tp", "x dp", "asked")]
     for name, row in table.items():
         medians, faster, bar = row["medians"], row.get("faster_than", {}), row.get("bar")
-        cells = [f"{medians[arm]:,.2f}" if arm in medians else "-" for arm in ARMS]
+        cells = [f"{medians[arm]:,.2f}" if arm in medians else "-" for arm in COMPARED]
         cells += [f"{faster[arm]:.3f}" if arm in faster else "-" for arm in ("tp", "dp")]
         asked = f"{'met' if bar['met'] else 'NOT MET'}: {bar['stated']}" if bar else ""
         if bar and "at_most" in bar:
@@ -128,154 +114,13 @@ def show(table: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def engine_options(arm: str, args: argparse.Namespace, tokens: int) -> dict[str, Any]:
-    """Keywords of `sglang.Engine` for one arm.
-
-    Args:
-        arm: its name.
-        args: of the command line.
-        tokens: in all KV caches together at once.
-    """
-    sequence = {"tp_size": args.base_tp, "ulysses_sequence_parallel_size": args.gpus // args.base_tp}
-    chosen: dict[str, Any] = {
-        "tp": {"tp_size": args.gpus},
-        "dp": {"dp_size": args.gpus},
-        "shift": {**sequence, "enable_shift_parallel": True, "shift_parallel_threshold": args.threshold},
-        "sp": sequence,
-    }[arm]
-    options = args.source.options | chosen
-    if args.quantization:
-        options["quantization"] = args.quantization
-    on_cpu = common.hardware().startswith("CPU")
-    if on_cpu or not args.one_after_another:
-        options["max_total_tokens"] = tokens // args.gpus if arm == "dp" else tokens
-    if not on_cpu and not args.one_after_another:
-        options |= MEMORY
-    if not on_cpu and arm != "dp":  # whose replicas find a port each
-        options["nccl_port"] = FIRST_PORT + ARMS.index(arm)
-    own = args.shift_option if arm in ("shift", "sp") else []
-    return options | dict([*args.engine_option, *own])
-
-
-def start(
-    arm: str, args: argparse.Namespace, folder: Path, tokens: int, beside: bool
-) -> Child | RuntimeError:
-    """An arm's engine, or why there is none.
-
-    Args:
-        arm: its name.
-        args: of the command line.
-        folder: a temporary one; with the config.json, if there is no checkpoint.
-        tokens: in all KV caches together at once.
-        beside: whether other engines are on the same GPUs.
-    """
-    args.out.mkdir(parents=True, exist_ok=True)
-    log = args.out / f"{args.name}.{arm}.log"
-    turn = folder / "turn" if beside and not args.together else None
-    stock = arm in ("tp", "dp")
-    child = None
-    try:
-        child = Child(
-            args.source.folder or folder, engine_options(arm, args, tokens), plugins(stock=stock), log, args.limit_s,
-            turn=turn, environment=BESIDE if beside else None,
-        )  # fmt: skip
-        check_plugins(arm, child.about["arguments"], stock=stock)
-        slots = child.about["max_total_num_tokens"] * (args.gpus if arm == "dp" else 1)
-        if slots < tokens // SPARE:
-            message = f"the {arm} engine has {slots} KV slots, and {tokens} are wanted: its figures would be of another"
-            raise RuntimeError(message)
-    except RuntimeError as error:
-        if child is not None:
-            child.close()
-        return error
-    print(f"{arm}: started in {child.about['startup_seconds']:.0f} s", flush=True)
-    return child
-
-
-@contextmanager
-def engines(
-    names: list[str], args: argparse.Namespace, record: Record, tokens: int
-) -> Iterator[dict[str, Child]]:
-    """Those of these arms that started; what each says of itself is in the record."""
-    beside = len(names) > 1
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        args.source.place(folder)
-        with ThreadPoolExecutor(len(names)) as pool:
-            found = dict(
-                zip(names, pool.map(lambda a: start(a, args, folder, tokens, beside), names), strict=True)
-            )
-        running = {}
-        for arm, child in found.items():
-            options = engine_options(arm, args, tokens)
-            if isinstance(child, RuntimeError):
-                record.arm(arm, {"options": options, "beside": beside})
-                record.failed(arm, child)
-                continue
-            running[arm] = child
-            memory = child.about["memory_gib_of_first_rank"] or {}
-            weights = None if beside and args.together else memory.get("weight")
-            about = {"options": options, "beside": beside, "weights_gib": weights, "about": child.about}
-            record.arm(arm, about)
-        try:
-            yield running
-        finally:
-            for arm, child in running.items():
-                child.close()
-                if "error" not in record.content["arms"][arm] and not args.keep_logs:
-                    child.log.unlink()
-
-
-def measure(running: dict[str, Child], chosen: dict[str, Workload], repeats: int, record: Record) -> None:
-    """Every workload, repeat by repeat, arm after arm; an arm that fails is left out from then on."""
-    for name, load in chosen.items():
-        figures: dict[str, list[float]] = {arm: [] for arm in running}
-        for turn in range(1 + repeats):
-            for arm in list(figures):
-                try:
-                    if turn:
-                        figures[arm].append(load.figure(running[arm]))
-                    else:
-                        load.warm(running[arm])
-                except RuntimeError as error:
-                    record.failed(arm, error)
-                    del figures[arm], running[arm]
-        for arm, values in figures.items():
-            record.add(arm, name, {"unit": load.unit, **common.summary(values)})
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     options = common.parser(__doc__)
-    add_source(options)
-    options.add_argument("--quantization", help="of all arms: fp8")
-    options.add_argument("--gpus", type=int, default=4)
-    options.add_argument("--base-tp", type=int, default=1, help="GPUs that share one copy of shift's weights")
-    options.add_argument(
-        "--threshold", default="auto", help="of shift: tokens up to which a step is tensor parallel"
-    )
-    options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS[:3]))
-    options.add_argument("--workloads", nargs="+", metavar="NAME", help='names or kinds: "ttft 8192" decode')
-    options.add_argument("--prefill-requests", type=int, default=32, help="prompts of the prefill workload")
-    options.add_argument("--repeats", type=int, default=3)
-    how = options.add_mutually_exclusive_group()
-    how.add_argument("--together", action="store_true", help="build all engines at once")
-    how.add_argument(
-        "--one-after-another", action="store_true", help="each engine alone, with SGLang's own sizes"
-    )
-    extra = {"type": common.key_value, "action": "append", "default": [], "metavar": "KEY=VALUE"}
-    options.add_argument(
-        "--engine-option", **extra, help="another Engine keyword for all arms; again for more"
-    )
-    options.add_argument("--shift-option", **extra, help="the same for shift and sp alone")
-    options.add_argument("--limit-s", type=float, default=600, help="seconds for one answer or start")
-    options.add_argument("--keep-logs", action="store_true", help="keep the logs of engines that went well")
-    options.add_argument("--fresh", action="store_true", help="do not merge into the JSON that is there")
+    add_options(options, ["tp", "dp", "shift"])
     options.add_argument("--name", help="of the JSON; default shift_speed_<shape>[_fp8]")
     args = options.parse_args(argv)
-    if args.gpus % args.base_tp:
-        options.error(f"--base-tp {args.base_tp} does not divide --gpus {args.gpus}")
-    settle_source(args)
+    settle(options, args)
     args.name = args.name or "_".join(filter(None, ("shift_speed", args.shape, args.quantization)))
     return args
 
@@ -287,8 +132,7 @@ def main() -> int:
     asked = not toy and args.model is None and args.gpus == 4
     known = workloads(toy, args.prefill_requests, PROMPTS)
     chosen = choose(args.workloads, known)
-    share = int(SPARE * max(load.tokens for load in known.values())) // args.gpus
-    tokens = -(-share // 1024) * 1024 * args.gpus
+    tokens = most_tokens(known, args.gpus)
     about = {
         "shape": args.shape, "quantization": args.quantization, "gpus": args.gpus, "base_tp": args.base_tp,
         "weights": args.source.weights,

@@ -1,9 +1,10 @@
 """Claim: over traffic with quiet and burst phases Shift Parallelism is first, or near it, in latency and throughput.
 
 Real servers of one model shape on the same GPUs, dummy weights, random prompts, radix cache off: `tp` and `dp` are
-stock SGLang with `tp_size` or `dp_size` N, `sp` this plugin with plain Ulysses, `shift` with both modes. The trace of
-`traffic.py` is played against one after the other, over HTTP, open loop: a request is sent at its time whatever came
-of those before it. Each step is a command of its own; between them the servers run on.
+stock SGLang with `tp_size` or `dp_size` N, `sp` this plugin with plain Ulysses, `shift` with both modes, `all` with
+everything, if a SwiftKV model and a draft head are given. The trace of `traffic.py` is played against one after the
+other, over HTTP, open loop: a request is sent at its time whatever came of those before it. Each step is a command of
+its own; between them the servers run on.
 
     python benchmarks/shift_trace.py start --folder OUT --arms tp dp sp shift       # until all are healthy
     python benchmarks/shift_trace.py play --folder OUT --arm shift                  # OUT/shift.json, every request
@@ -32,11 +33,12 @@ from typing import Any
 
 import common
 import traffic
+from deployments import ARMS as DEPLOYMENTS
+from deployments import BESIDE, MEMORY, chosen_options
 from engine_child import FIRST_PORT, plugins
 from http_stream import body, session, stream
 from servers import ask, end, flags, launch, wait_healthy
 from shapes import MODELS
-from shift_speed import BESIDE, MEMORY
 from trace_figures import ARMS, FIELDS, rank, row, series, show, summary
 
 NCCL_PORTS = FIRST_PORT + 50  # beside those of shift_speed.py
@@ -52,13 +54,7 @@ TOY = traffic.Shape(
 
 def arm_options(arm: str, args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `sglang.Engine` for one arm's server."""
-    sequence = {"tp_size": args.base_tp, "ulysses_sequence_parallel_size": args.gpus // args.base_tp}
-    options: dict[str, Any] = {
-        "tp": {"tp_size": args.gpus},
-        "dp": {"dp_size": args.gpus},
-        "sp": sequence,
-        "shift": {**sequence, "enable_shift_parallel": True, "shift_parallel_threshold": args.threshold},
-    }[arm]
+    options = chosen_options(arm, args, args.draft_head)
     options |= {
         "load_format": "auto" if args.model else "dummy", "skip_tokenizer_init": True,
         "disable_radix_cache": not args.radix_cache,
@@ -74,6 +70,10 @@ def arm_options(arm: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def start(args: argparse.Namespace) -> int:
     """Starts the servers at once and waits for them; those that fail are ended and named."""
+    if "all" in args.arms and not (args.model and args.draft_head):
+        raise SystemExit(
+            "the arm `all` wants --model, a SwiftKV model, and --draft-head: shift_soak.py makes both"
+        )
     args.folder.mkdir(parents=True, exist_ok=True)
     known = read_state(args.folder)
     model = args.model or args.folder / "model"
@@ -87,7 +87,7 @@ def start(args: argparse.Namespace) -> int:
             raise SystemExit(message)
         options, port = arm_options(arm, args), args.port + 10 * ARMS.index(arm)
         log = args.folder / f"{arm}.log"
-        process = launch(model, port, flags(options), plugins(stock=arm in ("tp", "dp")), log, BESIDE)
+        process = launch(model, port, flags(options), plugins(stock=DEPLOYMENTS[arm].stock), log, BESIDE)
         begun[arm] = process, f"http://127.0.0.1:{port}", log
         known[arm] = {"pid": process.pid, "url": begun[arm][1], "options": options, "model": str(model)}
         known[arm]["shape"] = model.name if args.model else args.shape
@@ -293,10 +293,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         )
         step.set_defaults(run=globals()[name])
     for name in ("start", "stop"):
-        steps[name].add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+        steps[name].add_argument(
+            "--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "all"]
+        )
     begin = steps["start"]
     begin.add_argument("--shape", choices=MODELS, default="llama-3.1-8b", help="of dummy weights")
     begin.add_argument("--model", type=Path, help="a folder with weights instead")
+    begin.add_argument("--draft-head", type=Path, help="of the arm `all`, whose --model is a SwiftKV model")
     begin.add_argument("--quantization", help="of all arms: fp8")
     begin.add_argument("--gpus", type=int, default=4)
     begin.add_argument("--base-tp", type=int, default=1, help="GPUs that share one copy of shift's weights")

@@ -34,10 +34,9 @@ from typing import Any
 
 import common
 from engine_child import Child, check_plugins, plugins
-from shapes import MODELS, Model, add_source, checkpoint, settle_source
+from shapes import MODELS, add_source, checkpoint, settle_source, swiftkv_folder
 from workloads import Workload, choose, workloads
 
-from swiftkv.convert import convert
 from swiftkv.cost import Shape, prefill_flops, prefill_limit
 from swiftkv.errors import SwiftKVError
 from swiftkv.layout import Layout
@@ -183,12 +182,7 @@ def place(args: argparse.Namespace, arm: str, folder: Path) -> Path:
     """
     if arm == "stock":
         return args.source.place(folder)
-    if args.swiftkv_model:
-        return args.swiftkv_model.folder
-    cut = layout(args)
-    if args.source.folder:
-        return convert(args.source.folder, cut.cut, folder, key_value_group_size=cut.group_size, link=True)
-    return Model(args.source.title, args.source.swiftkv_config(cut), cut.cut).place(folder)
+    return swiftkv_folder(args.source, layout(args), folder, args.swiftkv_model)
 
 
 def engine_options(args: argparse.Namespace, arm: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import traffic
 from http_stream import Answer
 
-ARMS = ("tp", "dp", "sp", "shift")
+ARMS = ("tp", "dp", "sp", "shift", "all")
 BIN_SECONDS = 5
 FIELDS = ("at", "phase", "tokens_in", "tokens_out", "late", "ttft", "tpot", "completion", "error")
 WITHIN = 1.03  # of the first, to be level with it

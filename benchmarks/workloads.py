@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine_child import Child
+from engine_child import Batch, Child
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,7 @@ class Workload:
         tokens_in: tokens of a prompt.
         tokens_out: tokens of an answer.
         warm_up: requests and tokens out of the first, unmeasured run.
+        temperature: of the sampling.
     """
 
     kind: str
@@ -22,6 +23,7 @@ class Workload:
     tokens_in: int
     tokens_out: int
     warm_up: tuple[int, int]
+    temperature: float = 0.0
 
     @property
     def unit(self) -> str:
@@ -35,44 +37,58 @@ class Workload:
 
     def warm(self, child: Child) -> None:
         """The unmeasured run."""
-        child.seconds(self.warm_up[0], self.tokens_in, self.warm_up[1])
+        self._seconds(child, *self.warm_up)
 
     def figure(self, child: Child) -> float:
         """Runs it once."""
-        seconds = child.seconds(self.requests, self.tokens_in, self.tokens_out)
+        seconds = self._seconds(child, self.requests, self.tokens_out)
         if self.kind == "prefill":
             return self.requests * self.tokens_in / seconds
         if self.kind == "decode":
-            first = child.seconds(self.requests, self.tokens_in, 1)
+            first = self._seconds(child, self.requests, 1)
             return 1000 * (seconds - first) / (self.tokens_out - 1)
         return 1000 * seconds if self.kind == "ttft" else seconds
+
+    def _seconds(self, child: Child, requests: int, tokens_out: int) -> float:
+        return child.run(Batch(requests, self.tokens_in, tokens_out, self.temperature))["seconds"]
 
     def faster(self, figure: float, reference: float) -> float:
         """How many times as fast as the reference."""
         return figure / reference if self.kind == "prefill" else reference / figure
 
 
-def workloads(toy: bool, prefill_requests: int, prompts: tuple[int, ...]) -> dict[str, Workload]:
+def workloads(
+    toy: bool,
+    prefill_requests: int,
+    prompts: tuple[int, ...],
+    mix_requests: int = 256,
+    temperature: float = 0.0,
+) -> dict[str, Workload]:
     """All workloads by name.
 
     `ttft N` is one prompt of N tokens, `prefill` prompts of the longest of these, `decode N` N requests at once,
-    `mix` 256 requests of 2000 tokens in and 250 out.
+    `mix` requests of 2000 tokens in and 250 out.
 
     Args:
         toy: sizes that any machine runs.
         prefill_requests: prompts of the prefill.
         prompts: lengths of the prompts of `ttft`; of the toy, its own.
+        mix_requests: of the mix.
+        temperature: of all sampling.
     """
     decodes = (1, 64, 256)
     if toy:
         prompts, decodes = (128, 512), (1, 4)
-    found = {f"ttft {tokens}": Workload("ttft", 1, tokens, 1, (1, 1)) for tokens in prompts}
-    found["prefill"] = Workload("prefill", prefill_requests, max(prompts), 1, (min(8, prefill_requests), 1))
+    found = {f"ttft {tokens}": Workload("ttft", 1, tokens, 1, (1, 1), temperature) for tokens in prompts}
+    warm_up = min(8, prefill_requests), 1
+    found["prefill"] = Workload("prefill", prefill_requests, max(prompts), 1, warm_up, temperature)
+    tokens_in, tokens_out = (32, 17) if toy else (128, 257)
     for requests in decodes:
         found[f"decode {requests}"] = Workload(
-            "decode", requests, 32 if toy else 128, 17 if toy else 257, (requests, 17)
+            "decode", requests, tokens_in, tokens_out, (requests, 17), temperature
         )
-    found["mix"] = Workload("mix", 8, 64, 16, (4, 16)) if toy else Workload("mix", 256, 2000, 250, (64, 32))
+    mix = (8, 64, 16, (4, 16)) if toy else (mix_requests, 2000, 250, (64, 32))
+    found["mix"] = Workload("mix", *mix, temperature)
     return found
 
 

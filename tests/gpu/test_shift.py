@@ -48,6 +48,10 @@ ENGINES = {
     "triton-large-steps": (
         "llama", 1, {**HALF, **SHIFT, "chunked_prefill_size": 32768, "max_total_tokens": 60_000},
     ),
+    "fa3-large-steps": (
+        "qwen3", 1,
+        {**BF16, **SHIFT, "attention_backend": "fa3", "chunked_prefill_size": 32768, "max_total_tokens": 60_000},
+    ),
     "qwen3": ("qwen3", 1, {**HALF, **SHIFT}),
     "qwen3-ulysses": ("qwen3", 1, HALF),
     "torch_native": ("llama", 1, {**HALF, **SHIFT, "attention_backend": "torch_native"}),

@@ -173,7 +173,7 @@ def test_every_arm_is_a_server_of_the_same_kv_memory():
     args = trace.parse(["start", "--folder", "x", "--gpus", "4", "--kv-tokens", "8192"])
     found = {arm: trace.arm_options(arm, args) for arm in trace.ARMS}
     assert {arm: options["max_total_tokens"] for arm, options in found.items()} == {
-        "tp": 8192, "dp": 2048, "sp": 8192, "shift": 8192,
+        "tp": 8192, "dp": 2048, "sp": 8192, "shift": 8192, "all": 8192,
     }  # fmt: skip
     flags = load("servers").flags(found["shift"])
     assert flags[flags.index("--shift-parallel-threshold") + 1] == "auto"

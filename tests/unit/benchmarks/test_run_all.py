@@ -77,7 +77,7 @@ def test_every_command_is_one_that_its_script_takes(with_checkpoint, tmp_path, m
         reporting = [args for args in found if getattr(args, "name", None)] or [last]
         assert getattr(reporting[-1], "name", claim.results[0]) in with_commit.results(claim), name
         takers = [args for args in found if hasattr(args, "model") and args.model is not None]
-        assert bool(takers) == (name == "shift_soak" or (with_checkpoint and bool(claim.takes))), name
+        assert bool(takers) == (name.endswith("_soak") or (with_checkpoint and bool(claim.takes))), name
 
 
 def test_committed_results_are_those_of_the_claims(tmp_path):
@@ -177,13 +177,13 @@ def test_a_checkpoint_that_is_none_is_refused(content, said, tmp_path):
 
 
 def test_a_checkpoint_is_loaded_with_its_weights_and_a_shape_is_not(tmp_path):
-    speed = load("shift_speed")
+    speed, deployments = load("shift_speed"), load("deployments")
     real = speed.parse(["--model", str(TINY), "--gpus", "2"])
     assert (real.shape, real.name, real.source.weights) == ("model", "shift_speed_model", "checkpoint")
-    assert speed.engine_options("shift", real, 8192)["load_format"] == "auto"
+    assert deployments.engine_options("shift", real, 8192)["load_format"] == "auto"
     assert real.source.place(tmp_path / "unused") == TINY
     dummy = speed.parse(["--shape", "toy", "--gpus", "2"])
-    assert speed.engine_options("tp", dummy, 8192)["load_format"] == "dummy"
+    assert deployments.engine_options("tp", dummy, 8192)["load_format"] == "dummy"
     made = dummy.source.place(tmp_path / "made")
     assert json.loads((made / "config.json").read_text()) == load("shapes").TOY
     with pytest.raises(SystemExit):

@@ -221,11 +221,15 @@ def test_a_figure_without_its_rival_is_not_judged():
 
 
 def test_every_arm_has_the_same_kv_memory():
-    module = load("shift_speed")
-    args = module.parse(["--gpus", "4", "--base-tp", "2", "--quantization", "fp8"])
-    found = {arm: module.engine_options(arm, args, 8192) for arm in module.ARMS}
-    assert found["dp"]["max_total_tokens"] == 2048
-    assert {found[arm]["max_total_tokens"] for arm in ("tp", "shift", "sp")} == {8192}
+    module = load("deployments")
+    args = load("all_on_speed").parse(["--gpus", "4", "--base-tp", "2", "--quantization", "fp8"])
+    found = {arm: module.engine_options(arm, args, 8192, Path("head")) for arm in module.ARMS}
+    replicas = [options.pop("max_total_tokens") for arm, options in found.items() if arm.startswith("dp")]
+    assert replicas == [2048, 2048]
+    assert {options["max_total_tokens"] for options in found.values() if "max_total_tokens" in options} == {
+        8192
+    }
+    assert {arm for arm, options in found.items() if "speculative_draft_model_path" in options} == {"all"}
     assert (found["shift"]["tp_size"], found["shift"]["ulysses_sequence_parallel_size"]) == (2, 2)
     assert "enable_shift_parallel" not in found["sp"]
     assert all(options["quantization"] == "fp8" for options in found.values())
