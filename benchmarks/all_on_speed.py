@@ -5,15 +5,15 @@ Engines on the same GPUs, asked in turn. Of stock SGLang: `tp` and `dp` take all
 SwiftKV model of the same sizes, `all` that with a draft head and suffix decoding too.
 
     python benchmarks/all_on_speed.py                                  # Llama-3.1-8B's shape, four GPUs
-    python benchmarks/all_on_speed.py --text repeats                   # answers in which the same is said again
     python benchmarks/all_on_speed.py --shape llama-3.3-70b --quantization fp8 --one-after-another
     python benchmarks/all_on_speed.py --model FOLDER --swiftkv-model FOLDER --draft-head FOLDER --gpus 8
     python benchmarks/all_on_speed.py --shape toy --gpus 2 --arms swiftkv all --threshold 24      # any machine
 
-Workloads are those of `shift_speed.py`. What drafts are worth depends on the text. `--text fresh` (the default) samples
-at temperature 1, and dummy weights then offer nothing to draft: what speculation costs. `--text repeats` is greedy, and
-answers of dummy weights soon repeat themselves: the most that it brings. Text of real models is between the two; with
-`--model` both are what its weights say to random prompts. Without `--draft-head` the head is random too.
+Workloads are those of `shift_speed.py`. What drafts are worth depends on the text, so there are two kinds, each with its
+own JSON. `fresh` samples at temperature 1, and dummy weights then offer nothing to draft: what speculation costs.
+`repeats` is greedy, and answers of dummy weights soon repeat themselves: the most that it brings. Text of real models
+is between the two; with `--model` both are what its weights say to random prompts. Without `--draft-head` the head is
+random too.
 
 `deployments.py` says how engines share GPUs. KV caches hold the largest workload: `--prefill-requests` and
 `--mix-requests` make it smaller, so that more arms fit beside each other.
@@ -25,7 +25,7 @@ from typing import Any
 
 import common
 from deployments import ARMS, add_options, engines, measure, most_tokens, settle
-from record import Record
+from record import Record, Records
 from shapes import MODELS
 from workloads import Workload, choose, workloads
 
@@ -107,12 +107,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     options = common.parser(__doc__)
     add_options(options, ["tp", "dp", "tp-ngram", "dp-ngram", *OWN])
-    options.add_argument("--text", choices=TEXTS, default="fresh", help="what answers are like")
+    options.add_argument(
+        "--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="what answers are like"
+    )
     options.add_argument("--mix-requests", type=int, default=256, help="of the mix")
-    options.add_argument("--name", help="of the JSON; default all_on_<shape>[_fp8]_<text>")
+    options.add_argument("--name", help="of the JSON; default all_on_<shape>[_fp8]; _<text> follows")
     args = options.parse_args(argv)
     settle(options, args)
-    args.name = args.name or "_".join(filter(None, ("all_on", args.shape, args.quantization, args.text)))
+    args.name = args.name or "_".join(filter(None, ("all_on", args.shape, args.quantization)))
     return args
 
 
@@ -120,23 +122,32 @@ def main() -> int:
     """Runs the arms, writes the JSON after every figure, prints the table; 1 if an arm failed."""
     args = parse()
     toy = args.source is MODELS["toy"]
-    known = workloads(toy, args.prefill_requests, PROMPTS, args.mix_requests, TEXTS[args.text])
-    chosen = choose(args.workloads, known)
-    tokens = most_tokens(known, args.gpus)
+    loads = {
+        text: workloads(toy, args.prefill_requests, PROMPTS, args.mix_requests, TEXTS[text])
+        for text in args.texts
+    }
+    records = {text: _record(args, text, known) for text, known in loads.items()}
+    tokens = most_tokens(loads[args.texts[0]], args.gpus)
+    for names in [[arm] for arm in args.arms] if args.one_after_another else [args.arms]:
+        with engines(names, args, Records(records), tokens) as running:
+            for text, known in loads.items():
+                measure(running, choose(args.workloads, known), args.repeats, records[text])
+    for text, record in records.items():
+        print(f"{text}:\n{show(record.content['table'])}")
+    print(f"written to {args.out / args.name}_*.json")
+    return 1 if any(record.ended for record in records.values()) else 0
+
+
+def _record(args: argparse.Namespace, text: str, known: dict[str, Workload]) -> Record:
     about = {
         "shape": args.shape, "quantization": args.quantization, "gpus": args.gpus, "base_tp": args.base_tp,
-        "weights": args.source.weights, "text": args.text,
+        "weights": args.source.weights, "text": text,
         "sizes": {name: [w.requests, w.tokens_in, w.tokens_out] for name, w in known.items()},
     }  # fmt: skip
-    asked = not toy and args.model is None and args.gpus == 4
+    asked = args.source is not MODELS["toy"] and args.model is None and args.gpus == 4
     reached = asked and args.shape == "llama-3.1-8b" and args.quantization is None
-    record = Record(args, about, lambda arms: compare(arms, known, asked, reached))
-    for names in [[arm] for arm in args.arms] if args.one_after_another else [args.arms]:
-        with engines(names, args, record, tokens) as running:
-            measure(running, chosen, args.repeats, record)
-    print(show(record.content["table"]))
-    print(f"written to {args.out / args.name}.json")
-    return 1 if any("error" in record.content["arms"][arm] for arm in args.arms) else 0
+    named = argparse.Namespace(**{**vars(args), "name": f"{args.name}_{text}"})
+    return Record(named, about, lambda arms: compare(arms, known, asked, reached))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from shapes import Model
 
+TEXTS = ("fresh", "repeats")  # of all_on_speed.py
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -94,13 +96,13 @@ def _speed(gpus: int) -> Claim:
     return Claim(says, (step,), (f"shift_speed_{{name}}{end}",), gpus, None, "llama-3.1-8b")
 
 
-def _all_on(gpus: int, text: str) -> Claim:
+def _all_on(gpus: int) -> Claim:
     end = "" if gpus == 4 else f"_{gpus}"
-    step = (
-        f"all_on_speed.py {{source}} {{alone}} --text {text} --gpus {gpus} --name all_on_{{name}}_{text}{end}"
+    step = f"all_on_speed.py {{source}} {{alone}} --gpus {gpus} --name all_on_{{name}}{end}"
+    says = (
+        f"everything on is first in latency and throughput: against TP={gpus}, DP={gpus} and SGLang's NGRAM"
     )
-    says = f"everything on against TP={gpus}, DP={gpus} and SGLang's NGRAM; text that {TEXTS[text]}"
-    return Claim(says, (step,), (f"all_on_{{name}}_{text}{end}",), gpus, None, "llama-3.1-8b")
+    return Claim(says, (step,), tuple(f"all_on_{{name}}{end}_{t}" for t in TEXTS), gpus, None, "llama-3.1-8b")
 
 
 def _trace(gpus: int) -> Claim:
@@ -120,7 +122,6 @@ def _trace(gpus: int) -> Claim:
     )  # 4 x 5 minutes of trace, without the starts
 
 
-TEXTS = {"fresh": "offers nothing to draft", "repeats": "repeats itself"}
 CLAIMS = {
     "plugin_overhead": Claim(
         "an installed but unused plugin costs under 1 %", ("plugin_overhead.py",), ("plugin_overhead",), 1
@@ -196,15 +197,12 @@ CLAIMS = {
             "shift_trace.py stop --folder {work}",
         ), ("shift_soak",), 2,
     ),
-    **{f"all_on_{text}_{gpus}": _all_on(gpus, text) for gpus in (2, 4, 8) for text in TEXTS},
-    **{
-        f"all_on_fp8_{text}": Claim(
-            f"the same, 70B in fp8, one engine after another; text that {says}",
-            (f"all_on_speed.py {{source}} --quantization fp8 --one-after-another --text {text}",),
-            (f"all_on_{{name}}_fp8_{text}",), 4, None, "llama-3.3-70b",
-        )
-        for text, says in TEXTS.items()
-    },
+    **{f"all_on_{gpus}": _all_on(gpus) for gpus in (2, 4, 8)},
+    "all_on_fp8": Claim(
+        "the same, 70B in fp8, one engine after another",
+        ("all_on_speed.py {source} --quantization fp8 --one-after-another",),
+        tuple(f"all_on_{{name}}_fp8_{text}" for text in TEXTS), 4, None, "llama-3.3-70b",
+    ),
     "all_on_soak": Claim(
         "the same of a server with everything on", (
             "shift_soak.py model --folder {work}/model --everything",

@@ -19,7 +19,7 @@ from typing import Any
 
 import common
 from engine_child import FIRST_PORT, Child, check_plugins, in_turn, plugins
-from record import Record
+from record import Record, Records
 from shapes import add_source, checkpoint, settle_source, swiftkv_folder
 from workloads import Workload
 
@@ -211,7 +211,7 @@ def start(
 
 @contextmanager
 def engines(
-    names: list[str], args: argparse.Namespace, record: Record, tokens: int
+    names: list[str], args: argparse.Namespace, record: Record | Records, tokens: int
 ) -> Iterator[dict[str, Child]]:
     """Those of these arms that started; what each says of itself is in the record."""
     beside = len(names) > 1
@@ -238,7 +238,7 @@ def engines(
         finally:
             for arm, child in running.items():
                 child.close()
-                if "error" not in record.content["arms"][arm] and not args.keep_logs:
+                if arm not in record.ended and not args.keep_logs:
                     child.log.unlink()
 
 

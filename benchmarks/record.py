@@ -33,6 +33,7 @@ class Record:
                 message = f"{self._path} is of {there}, not {about}; give --fresh to replace it, or --name"
                 raise ValueError(message)
         self.content["runs"].append(common.header(args.commit))
+        self.ended: set[str] = set()  # arms of this run
 
     def arm(self, name: str, about: dict[str, Any]) -> None:
         """Begins an arm; what it measured in an earlier run stays until it is measured again."""
@@ -51,6 +52,7 @@ class Record:
     def failed(self, arm: str, error: BaseException) -> None:
         """Notes why an arm has no more figures."""
         print(f"{arm} failed: {error}", file=sys.stderr, flush=True)
+        self.ended.add(arm)
         self.content["arms"].setdefault(arm, {"run": self._run, "cases": {}})
         self.content["arms"][arm]["error"] = str(error).splitlines()[-1]
         self.write()
@@ -64,3 +66,29 @@ class Record:
     @property
     def _run(self) -> int:
         return len(self.content["runs"]) - 1
+
+
+class Records:
+    """Several files of the same arms: what is said of an arm goes into all of them.
+
+    Args:
+        records: by what each is of.
+    """
+
+    def __init__(self, records: dict[str, Record]) -> None:
+        self._records = records
+
+    def arm(self, name: str, about: dict[str, Any]) -> None:
+        """Begins an arm in each."""
+        for record in self._records.values():
+            record.arm(name, about)
+
+    @property
+    def ended(self) -> set[str]:
+        """Arms that failed in this run, in whichever file."""
+        return set().union(*(record.ended for record in self._records.values()))
+
+    def failed(self, arm: str, error: BaseException) -> None:
+        """Notes in each why an arm has no more figures."""
+        for record in self._records.values():
+            record.failed(arm, error)

@@ -144,7 +144,7 @@ def main() -> int:
             measure(running, chosen, args.repeats, record)
     print(show(record.content["table"]))
     print(f"written to {args.out / args.name}.json")
-    return 1 if any("error" in record.content["arms"][arm] for arm in args.arms) else 0
+    return 1 if record.ended else 0
 
 
 if __name__ == "__main__":

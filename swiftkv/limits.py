@@ -11,6 +11,8 @@ BACKENDS = ("fa3", "flashinfer", "triton", "torch_native")
 QUANTIZATIONS = (None, "fp8")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "bf16", "fp8_e4m3")
 SPECULATIONS = (None, "NGRAM", "SUFFIX", "ARCTIC")
+# Servers whose own decode graphs have one row a request: this plugin's algorithms keep them for steps without a draft.
+PLAIN_DECODES = (None, "SUFFIX", "ARCTIC")
 PREFILL_GRAPHS = ("breakable", "full", "disabled")
 # docs/LOG.md has what they were chosen by: launching half a model's kernels one by one costs more than a short
 # prompt's upper half; one graph more costs little, but no less than stock's single one.
@@ -77,14 +79,14 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
 def tail_graphs(decode_graph: str, prefill_graph: str, speculative_algorithm: str | None) -> bool:
     """Whether the rows that go up after a prefill have CUDA graphs.
 
-    They are made of decode's, one row a request; a server that speculates has graphs of verify instead.
+    They are made of decode's, one row a request; a server that speculates by NGRAM has graphs of verify instead.
 
     Args:
         decode_graph: the decode graphs' backend.
         prefill_graph: the prefill graphs' backend.
         speculative_algorithm: the server's.
     """
-    return decode_graph == "full" and prefill_graph != "full" and speculative_algorithm is None
+    return decode_graph == "full" and prefill_graph != "full" and speculative_algorithm in PLAIN_DECODES
 
 
 def min_tokens(given: int | None, prefill_graph: str, graphs: bool) -> int:

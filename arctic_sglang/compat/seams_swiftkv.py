@@ -35,7 +35,7 @@ ROWS: tuple[Seam, ...] = (
     _row("decode_runner", "model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner",
          "Its static inputs, plan and memory are those of the last rows' graphs.",
          members=("can_run_graph", "load_batch", "backend", "attn_backend", "bs", "max_bs", "device",
-                  "model_runner")),
+                  "model_runner", "captured_req_width")),
     _row("graphs", "model_executor.runner_backend.full_cuda_graph_backend.FullCudaGraphBackend",
          "Captures and replays.", members=("capture_one", "replay")),
     _row("shape_key", "model_executor.runner.shape_key.ShapeKey", "Names a graph.",

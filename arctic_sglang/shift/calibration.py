@@ -125,7 +125,9 @@ def _runner(
 ) -> Callable[[], None]:
     """What runs the layers on a step of zeros; to be used within the step."""
     hidden, device, dtype = kind
-    positions = torch.arange(size, device=device)
+    positions = torch.zeros(
+        size, dtype=torch.int64, device=device
+    )  # a step may have more tokens than rotations are kept
     one = torch.full((1,), size, device=device)
     batch = vendor.ForwardBatch(
         forward_mode=vendor.ForwardMode.EXTEND, batch_size=1, input_ids=positions, req_pool_indices=one, seq_lens=one,

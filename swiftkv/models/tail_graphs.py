@@ -79,7 +79,10 @@ def around_capture_one_shape(
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    """Around `DecodeCudaGraphRunner.capture_one_shape`: captures the tail's graph after decode's."""
+    """Around `DecodeCudaGraphRunner.capture_one_shape`: captures the tail's graph after decode's.
+
+    Graphs of verify steps, which have several rows a request and runners of their own, are left alone.
+    """
     model = runner.model_runner.model
     said = runner.model_runner.server_args
     graphs = hasattr(said, "swiftkv_min_tokens") and tail_graphs(
@@ -87,7 +90,7 @@ def around_capture_one_shape(
         said.cuda_graph_config.prefill.backend,
         said.speculative_algorithm,
     )
-    if not graphs or not hasattr(model, "tail_graphs"):
+    if not graphs or runner.captured_req_width != 1 or not hasattr(model, "tail_graphs"):
         original(runner, size, forward, *args, **kwargs)
         return
     captured = []

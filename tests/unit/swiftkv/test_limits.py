@@ -64,6 +64,8 @@ def test_min_tokens():
 def test_tail_graphs():
     assert tail_graphs("full", "breakable", None)
     assert tail_graphs("full", "disabled", None)
+    assert tail_graphs("full", "breakable", "SUFFIX")
+    assert tail_graphs("full", "breakable", "ARCTIC")
     assert not tail_graphs("full", "breakable", "NGRAM")
     assert not tail_graphs("full", "full", None)
     assert not tail_graphs("breakable", "breakable", None)

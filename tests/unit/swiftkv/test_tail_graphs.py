@@ -30,7 +30,8 @@ class Backend:
 class Runner:
     device, sizes = "cpu", (1, 2, 4)
 
-    def __init__(self, model, decode="full", algorithm=None):
+    def __init__(self, model, decode="full", algorithm=None, width=1):
+        self.captured_req_width = width
         self.max_bs, self.bs = max(self.sizes), None
         self.positions = torch.zeros(self.max_bs, dtype=torch.int64)
         self.planned, self.warmed = [], []
@@ -118,6 +119,15 @@ def test_more_rows_than_any_graph_has(contexts):
     model = Model()
     Runner(model).capture(forward)
     assert model.tail_graphs.run(step(1, 2, 3, 4, 5), torch.zeros(5, 3)) is None
+
+
+def test_verify_steps_of_the_same_server_leave_them_alone(contexts):
+    model = Model()
+    plain, verify = Runner(model, algorithm="ARCTIC"), Runner(model, algorithm="ARCTIC", width=4)
+    for runner in (plain, verify):
+        runner.capture(forward)
+    assert model.tail_graphs.runner is plain
+    assert len(plain.backend.graphs) == 2 * len(verify.backend.graphs)
 
 
 def test_a_second_capture_takes_over(contexts):
