@@ -9,8 +9,8 @@ SwiftKV model of the same sizes, `all` that with a draft head and suffix decodin
     python benchmarks/all_on_speed.py --model FOLDER --swiftkv-model FOLDER --draft-head FOLDER --gpus 8
     python benchmarks/all_on_speed.py --shape toy --gpus 2 --arms swiftkv all --threshold 24      # any machine
 
-Workloads are those of `shift_speed.py`. What drafts are worth depends on the text, so there are two kinds, each with its
-own JSON. `fresh` samples at temperature 1, and dummy weights then offer nothing to draft: what speculation costs.
+Workloads are those of `shift_speed.py`. What drafts are worth depends on the text, so there are two kinds, with a JSON
+each. `fresh` samples at temperature 1, and dummy weights then offer nothing to draft: what speculation costs.
 `repeats` is greedy, and answers of dummy weights soon repeat themselves: the most that it brings. Text of real models
 is between the two; with `--model` both are what its weights say to random prompts. Without `--draft-head` the head is
 random too.

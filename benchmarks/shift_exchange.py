@@ -86,14 +86,13 @@ def projections(
         weight = torch.randn(rows, columns, device=device, generator=draw).bfloat16() / columns**0.5
         return SimpleNamespace(weight=SimpleNamespace(data=weight), bias=None, forward=None)
 
-    query = HEADS // topology.sp * HEAD_SIZE
-    blocks = query, heads // topology.sp - query
-    qkv = layers.SwitchedQkv(layer(heads, HIDDEN), shift, np.arange(heads), blocks=blocks)
+    qkv = layers.SwitchedQkv(layer(heads, HIDDEN), shift, np.arange(heads))
     output = layers.SwitchedOutput(layer(HIDDEN, HEADS * HEAD_SIZE), shift)
 
-    def call(tokens: Tokens, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        apart = qkv.sequence_parallel(given["hidden"], tokens).split(blocks, dim=-1)
-        return *apart, output.sequence_parallel(given["heads"], tokens)
+    def call(tokens: Tokens, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        return qkv.sequence_parallel(given["hidden"], tokens), output.sequence_parallel(
+            given["heads"], tokens
+        )
 
     return call
 

@@ -47,15 +47,6 @@ ROWS: tuple[Seam, ...] = (
         "Steps by mode are counted: a CUDA graph runs without the model's own forward.",
         kind=Kind.AFTER, hook="arctic_sglang.shift.model:after_forward", params=("self", "forward_batch"),
     ),
-    *(
-        _row(f"{model}_{name}", f"models.{model}.{kind}Attention.{name}",
-             "Splits query, key and value, and reads nothing else of what it gets from its linear layer.",
-             params=("positions", "hidden_states"))
-        for model, kind, name in (
-            ("llama", "Llama", "forward_prepare_native"), ("qwen2", "Qwen2", "forward"),
-            ("qwen3", "Qwen3", "forward_prepare_native"),
-        )
-    ),
     _row("graph", "model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner", "A graph's tokens.",
          members=("execute",)),
     _row(

@@ -3,7 +3,7 @@
 The slow twin of faster exchanges: whatever sends the same parts may stand in its place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -36,15 +36,14 @@ class Exchange(Protocol):
         ...
 
     def heads_from_parts(
-        self, compute: Callable[..., torch.Tensor], widths: Sequence[int], kind: torch.Tensor, tokens: Tokens
-    ) -> list[torch.Tensor]:
-        """As `to_heads`, of rows that are computed part by part and block by block: [tokens, width] for each block.
+        self, compute: Callable[..., torch.Tensor], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
+        """As `to_heads`, of rows that are computed part by part.
 
         Args:
-            compute: (position in the group, block, target=None) -> own tokens' rows of that block of the heads of that
-                rank, [share, width], in `target` if there is one.
-            widths: columns of each block.
-            kind: of the type and the device of the rows.
+            compute: (position in the group, target=None) -> own tokens' rows of the heads of that rank, [share, c],
+                in `target` if there is one.
+            kind: [0, c], of the type and the device of the rows.
             tokens: of the step.
         """
         ...
@@ -115,16 +114,13 @@ class Collectives:
         return False
 
     def heads_from_parts(
-        self, compute: Callable[..., torch.Tensor], widths: Sequence[int], kind: torch.Tensor, tokens: Tokens
-    ) -> list[torch.Tensor]:
+        self, compute: Callable[..., torch.Tensor], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
         """See `Exchange`."""
-        found = []
-        for block, width in enumerate(widths):
-            parts = kind.new_empty(tokens.sp, tokens.share, width)
-            for part, target in enumerate(parts):
-                compute(part, block, target)
-            found.append(layout.received_heads(self._all_to_all(parts), tokens))
-        return found
+        parts = kind.new_empty(tokens.sp, tokens.share, kind.shape[1])
+        for part, target in enumerate(parts):
+            compute(part, target)
+        return layout.received_heads(self._all_to_all(parts), tokens)
 
     def rows_in_chunks(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[slice, torch.Tensor]]:
         """See `Exchange`."""

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from arctic_sglang.shift import formats, weights
 from arctic_sglang.shift.exchange import Exchange
 from arctic_sglang.shift.figures import Figures
 from arctic_sglang.shift.formats import Format, Seen
-from arctic_sglang.shift.layout import Apart
 from arctic_sglang.shift.policy import Mode, Policy, Timing
 from arctic_sglang.shift.topology import Tokens, Topology
 from arctic_sglang.shift.weights import Int64
@@ -148,6 +146,7 @@ class Switched(ABC):
         self.whole: dict[str, torch.Tensor] = {}
         self.copied: torch.Tensor | None = None
         self._seen_whole = Seen(layer, self.whole)
+        self._seen_parts: list[Seen] = []
         self._tensor_parallel: Forward = layer.forward
         self.take()
         layer.forward = self.forward
@@ -160,7 +159,7 @@ class Switched(ABC):
         return self.sequence_parallel(x, tokens), None
 
     @abstractmethod
-    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor | Apart:
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """The product with the whole copy, of this rank's share of the tokens."""
 
     def product(self, x: torch.Tensor, bias: bool = True) -> torch.Tensor:
@@ -185,6 +184,11 @@ class Switched(ABC):
                 self.whole[name].copy_(loaded)
             else:
                 self.whole[name] = loaded
+        if not self._seen_parts:
+            self._seen_parts = [
+                Seen(self.layer, {name: self._part(name, whole, part) for name, whole in self.whole.items()})
+                for part in range(self.shift.topology.sp)
+            ]
         if self.form.quantized and not self._kernel_takes_view():
             self.copied = formats.packed(self._part("weight", self.whole["weight"]), self.form.axes["weight"])
         for name, whole in self.whole.items():
@@ -227,57 +231,24 @@ class Switched(ABC):
 
 
 class SwitchedQkv(Switched):
-    """Query, key and value, or query alone: own rows in, all tokens of this rank's heads out.
+    """Query, key and value, or query alone: own rows in, all tokens of this rank's heads out. `order` is given."""
 
-    Args:
-        layer: as of `Switched`.
-        shift: this rank.
-        order: of its rows.
-        form: of its weights.
-        blocks: rows of a part that large steps send and keep apart, in their order; their products are `Apart`. None:
-            all of them are one block, and so they are where a format's product cannot be written in place.
-    """
-
-    def __init__(
-        self, layer: Any, shift: Shift, order: Int64, form: Format = formats.PLAIN,
-        blocks: tuple[int, ...] | None = None,
-    ) -> None:  # fmt: skip
-        whole = (len(order) // shift.topology.sp,)
-        self.blocks = whole if blocks is None or form.into is None else blocks
-        super().__init__(layer, shift, order, form)
-
-    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor | Apart:
+    def sequence_parallel(self, x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """[share, in] -> [tokens, rows of a part]."""
         exchange, form = self.shift.exchange, self.form
         # Where one part had to be copied, no other is computed with as it lies.
         if self.copied is not None or not exchange.overlaps(tokens):
             return exchange.to_heads(self.product(x), tokens)
 
-        def compute(part: int, block: int, target: torch.Tensor | None = None) -> torch.Tensor:
-            seen = self._seen[part][block]
+        def compute(part: int, target: torch.Tensor | None = None) -> torch.Tensor:
+            seen = self._seen_parts[part]
             if target is None:
                 return form.product(seen, x, seen.bias)
             form.write(seen, target, x, seen.bias)
             return target
 
-        found = exchange.heads_from_parts(compute, self.blocks, x, tokens)
-        return Apart(found) if len(found) > 1 else found[0]
-
-    @cached_property
-    def _seen(self) -> list[list[Seen]]:
-        """The layer with each block of each part in the place of its tensors."""
-        starts = [sum(self.blocks[:block]) for block in range(len(self.blocks))]
-        return [
-            [
-                Seen(self.layer, {name: self._block(name, part, *rows) for name in self.whole})
-                for rows in zip(starts, self.blocks, strict=True)
-            ]
-            for part in range(self.shift.topology.sp)
-        ]
-
-    def _block(self, name: str, part: int, start: int, count: int) -> torch.Tensor:
-        found, rows = self._part(name, self.whole[name], part), self.form.axes[name].rows
-        return found if rows is None else found.narrow(rows, start, count)
+        width = self.whole["weight"].shape[self._rows()] // tokens.sp
+        return exchange.heads_from_parts(compute, x.new_empty(0, width), tokens)
 
 
 class SwitchedGateUp(Switched):

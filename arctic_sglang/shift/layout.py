@@ -8,47 +8,9 @@ p. With n rows a rank (`Tokens.share`):
     heads -> rows:  [tokens, c] --send_heads--> [sp, n, c]  ~all-to-all~>  [sp, n, c] --received_rows-->  [n, sp * c]
 """
 
-from collections.abc import Sequence
-
 import torch
 
 from arctic_sglang.shift.topology import Tokens
-
-
-class Apart:
-    """Query, and key and value, of the same tokens, each block without gaps: what a model splits instead of a tensor.
-
-    Attention wants queries without gaps. Split off a tensor of all three they have some, so SGLang copies them.
-
-    Args:
-        blocks: [tokens, any] each.
-    """
-
-    def __init__(self, blocks: Sequence[torch.Tensor]) -> None:
-        self._blocks = blocks
-
-    def split(self, sizes: Sequence[int], dim: int = -1) -> tuple[torch.Tensor, ...]:
-        """As of a tensor [tokens, sum of the blocks]: [tokens, size] for each size.
-
-        Args:
-            sizes: each within one block.
-            dim: the last one.
-
-        Raises:
-            ValueError: sizes are not those of the blocks.
-        """
-        groups, left = [], list(sizes)
-        for block in self._blocks:
-            groups.append([left.pop(0)] if left else [])
-            while left and sum(groups[-1]) < block.shape[1]:
-                groups[-1].append(left.pop(0))
-        widths = [block.shape[1] for block in self._blocks]
-        if left or dim not in (1, -1) or [sum(group) for group in groups] != widths:
-            msg = f"blocks of {widths} columns do not split into {list(sizes)} along dimension {dim}"
-            raise ValueError(msg)
-        return tuple(
-            part for block, group in zip(self._blocks, groups, strict=True) for part in block.split(group, 1)
-        )
 
 
 def send_rows(rows: torch.Tensor, sp: int) -> torch.Tensor:

@@ -153,9 +153,7 @@ def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched
         if qkv is not None and row is not None:
             shard = shift.topology.shard(shift.rank)
             order = weights.qkv_order(heads, shard, qkv.head_size, qkv.v_head_size)
-            yield layers.SwitchedQkv(
-                qkv, shift, order, format_of(qkv), _blocks(parent, heads, qkv, shift.rank)
-            )
+            yield layers.SwitchedQkv(qkv, shift, order, format_of(qkv))
             yield layers.SwitchedOutput(row, shift, form=format_of(row))
         elif (
             queries is not None and row is not None
@@ -167,14 +165,6 @@ def _switch_linears(model: Any, heads: Heads, shift: Shift) -> Iterator[Switched
             order = weights.merged_order(merged.output_partition_sizes, shift.topology.sp)
             yield layers.SwitchedGateUp(merged, shift, order, format_of(merged))
             yield layers.SwitchedRow(row, shift, form=format_of(row))
-
-
-def _blocks(attention: Any, heads: Heads, qkv: Any, rank: int) -> tuple[int, int] | None:
-    """Rows of queries, and of keys and values, for attention that splits what it gets and does nothing else with it."""
-    if not isinstance(attention, (vendor.LlamaAttention, vendor.Qwen2Attention, vendor.Qwen3Attention)):
-        return None
-    query, kv = len(heads.query_of_rank(rank)), len(heads.kv_of_rank(rank))
-    return query * qkv.head_size, kv * (qkv.head_size + qkv.v_head_size)
 
 
 def format_of(layer: Any) -> Format:

@@ -11,7 +11,7 @@ copy is hidden. Attention's output comes in chunks of rows, and while one is mul
 a barrier of its own, on the stream that sends.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -126,31 +126,26 @@ class Symmetric:
         return tokens.share >= OVERLAPPED and tokens.padded <= self.tokens
 
     def heads_from_parts(
-        self, compute: Callable[..., torch.Tensor], widths: Sequence[int], kind: torch.Tensor, tokens: Tokens
-    ) -> list[torch.Tensor]:
+        self, compute: Callable[..., torch.Tensor], kind: torch.Tensor, tokens: Tokens
+    ) -> torch.Tensor:
         """See `Exchange`."""
-        del kind
-        main, kept = torch.cuda.current_stream(), []  # until they have been read
-        blocks, end = [], 0
-        for width in widths:
-            start, end = end, end + tokens.padded * width
-            blocks.append([there[start:end].view(tokens.padded, width) for there in self._heads.there])
+        main, share, width = torch.cuda.current_stream(), tokens.share, kind.shape[1]
+        start = self._position * share * width
+        kept = []  # until they have been read
         for step in range(1, self._sp + 1):
             part = (self._position + step) % self._sp
-            for block, targets in enumerate(blocks):
-                mine = self._position * tokens.share
-                target = targets[part][mine : mine + tokens.share]
-                if part == self._position:
-                    compute(part, block, target)
-                    continue
-                rows = compute(part, block)
-                kept.append(rows)
-                self._side.wait_stream(main)
-                with torch.cuda.stream(self._side):
-                    target.copy_(rows)
+            target = self._heads.there[part][start : start + share * width].view(share, width)
+            if part == self._position:
+                compute(part, target)
+                continue
+            rows = compute(part)
+            kept.append(rows)
+            self._side.wait_stream(main)
+            with torch.cuda.stream(self._side):
+                target.copy_(rows)
         main.wait_stream(self._side)
         self._handle.barrier(channel=0)
-        return [targets[self._position][: tokens.count] for targets in blocks]
+        return self._heads.here[: tokens.count * width].view(tokens.count, width)
 
     def rows_in_chunks(self, heads: torch.Tensor, tokens: Tokens) -> Iterator[tuple[slice, torch.Tensor]]:
         """See `Exchange`."""

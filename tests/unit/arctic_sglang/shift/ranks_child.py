@@ -176,14 +176,11 @@ class Decoder:
 
     def switch(self, shift):
         order = weights.qkv_order(self.heads, shift.topology.shard(self.rank), DIM)
-        query, kv = (
-            len(of) * DIM for of in (self.heads.query_of_rank(self.rank), self.heads.kv_of_rank(self.rank))
-        )
         merged = weights.merged_order([INNER // shift.topology.tp] * 2, shift.topology.sp)
         self.switched = []
         for layer in self.layers:
             self.switched += [
-                layers.SwitchedQkv(layer["qkv"], shift, order, layer["qkv"].form, (query, 2 * kv)),
+                layers.SwitchedQkv(layer["qkv"], shift, order, layer["qkv"].form),
                 layers.SwitchedOutput(layer["o"], shift, form=layer["o"].form),
                 layers.SwitchedGateUp(layer["gate_up"], shift, merged, layer["gate_up"].form),
                 layers.SwitchedRow(layer["down"], shift, form=layer["down"].form),
