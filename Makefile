@@ -47,10 +47,10 @@ demo: $(READY)  ## docstrings for Python functions, then embeddings and nearest 
 test: browser lint test-docs test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
 
 test-unit: $(READY) browser  ## seconds: no engine
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -m "not full"
 
 # Otherwise a thread that waits for another one spins, on the very core that this one needs.
-test-engine test-full test-install: export OMP_WAIT_POLICY = passive
+test-unit test-engine test-full test-install: export OMP_WAIT_POLICY = passive
 test-engine: $(READY)  ## minutes: real SGLang engines and servers on the CPU
 	$(BIN)/python -m pytest tests/engine -m "not install and not full"
 
