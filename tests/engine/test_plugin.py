@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,9 +15,19 @@ import pytest
 from arctic_sglang.compat import source
 from arctic_sglang.compat.seams import seams_of
 from arctic_sglang.features import Feature
+from arctic_sglang.recommend.__main__ import read_model
+from arctic_sglang.recommend.answer import KINDS, Question
+from arctic_sglang.recommend.policy import recommend
+from arctic_sglang.recommend.show import argv
 from tests.engine.servers import running_server
 
+ROOT = Path(__file__).parents[2]
 FLAGS = ("--embedding-pooling", "--cpu-threads-per-rank")
+RECOMMENDED = (
+    "tp_size", "dp_size", "quantization", "is_embedding", "speculative_algorithm", "ulysses_sequence_parallel_size",
+    "enable_shift_parallel", "enable_fast_embedding", "embedding_replicas", "enable_suffix_decoding",
+    "speculative_draft_model_path", "speculative_disable_by_batch_size",
+)  # fmt: skip
 
 
 def run(*command, env=None, timeout=120):
@@ -56,6 +67,20 @@ load_plugins()
 from sglang.srt.server_args import ServerArgs
 print("device", ServerArgs(model_path=sys.argv[1]).device)
 """
+PARSE = """
+import json, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+found = []
+for words in json.loads(sys.argv[1]):
+    try:
+        arguments = prepare_server_args(words)
+        found.append({name: getattr(arguments, name) for name in sys.argv[2:]})
+    except (SystemExit, ValueError, AssertionError, RuntimeError) as error:
+        found.append(f"{type(error).__name__}: {error}")
+print("\\nparsed " + json.dumps(found))
+"""
 
 
 def end(programs, folder, env=None):
@@ -72,7 +97,23 @@ def end(programs, folder, env=None):
 
 
 @pytest.fixture(scope="module")
-def ended(tiny_model_dir, minilm_dir, tmp_path_factory):
+def recommended():
+    """Answers of `arctic-recommend`, which together have every flag that it ever recommends."""
+    configs = ROOT / "tests" / "data" / "configs"
+    asked = [
+        ("Llama-3.1-8B", 4, "bulk", {"quantization": "fp8"}),
+        ("Llama-3.3-70B", 8, "mixed", {"head": str(ROOT / "examples" / "tiny_lm" / "speculator")}),
+        ("Qwen3-30B-A3B", 4, "agentic", {}),
+        ("arctic-embed-m", 2, "embeddings", {}),
+    ]
+    return [
+        recommend(Question(read_model(str(configs / name)), gpus, 79.1, KINDS[kind], **more))
+        for name, gpus, kind, more in asked
+    ]
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_model_dir, minilm_dir, recommended, tmp_path_factory):
     """Commands that end by themselves, by name: exit code and output.
 
     Nearly all of their time is the import of SGLang, on one core; so two processes run at once, one of them with a
@@ -88,13 +129,15 @@ def ended(tiny_model_dir, minilm_dir, tmp_path_factory):
             LAUNCH, [*device, "--model-path", tiny_model_dir, "--embedding-pooling", "mean"]
         ),
         "serve": (SERVE, [tiny_model_dir, *device, "--cpu-threads-per-rank", "-3"]),
+        "parse": (PARSE, [json.dumps([argv(answer) for answer in recommended]), *RECOMMENDED]),
     }  # fmt: skip
     changed = {
         "requested": (LAUNCH, [*device, "--model-path", minilm_dir, "--is-embedding"]),
         "unrequested": (ARGUMENTS, [tiny_model_dir]),
     }
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(end, whole, folder / "whole")
+        # The same on every machine: what is recommended does not depend on a GPU that is there.
+        one = pool.submit(end, whole, folder / "whole", {"CUDA_VISIBLE_DEVICES": ""})
         other = pool.submit(end, changed, folder / "changed", broken)
         return one.result() | other.result()
 
@@ -130,6 +173,19 @@ def test_flags_work_on_sglang_serve(ended):
     code, out = ended["serve"]
     assert code != 0
     assert "--cpu-threads-per-rank is -3; it must be at least 1" in out
+
+
+def test_sglangs_own_parser_takes_what_is_recommended(ended, recommended):
+    assert {name for answer in recommended for name in answer.keywords} == set(RECOMMENDED)
+    code, out = ended["parse"]
+    assert code == 0, out
+    (found,) = re.findall(r"^parsed (.*)$", out, re.MULTILINE)
+    for answer, parsed in zip(recommended, json.loads(found), strict=True):
+        assert isinstance(parsed, dict), f"{argv(answer)}: {parsed}"
+        wanted = answer.keywords
+        sp = wanted.get("ulysses_sequence_parallel_size", 1)  # to SGLang, tp_size is that over all ranks
+        wanted["tp_size"] = wanted.get("tp_size", 1) * sp
+        assert {name: parsed[name] for name in wanted} == wanted
 
 
 def test_bad_engine_keyword_stops_the_start(tiny_model_dir):
