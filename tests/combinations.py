@@ -62,18 +62,37 @@ class Combination:
         )
 
 
-# In CI: every pair but those of `ulysses`, `shift on tp`, `suffix` and `head`, which are parts of the others.
+# Other tests of `make test` compare these with transformers too; each asks `made_of` whether it is what stands here.
+ELSEWHERE = {
+    "test_cpu_engine": [
+        Combination("one", "base", "none", radix=True, chunked=True, overlap=True, mixed=False),
+    ],
+    "test_swiftkv": [
+        Combination("tp", "swiftkv", "none", radix=True, chunked=True, overlap=True, mixed=True),
+        Combination("one", "swiftkv", "none", radix=True, chunked=True, overlap=True, mixed=True),
+    ],
+    "test_shift": [
+        Combination("shift on tp", "base", "none", radix=True, chunked=True, overlap=True, mixed=True),
+        Combination("shift", "base", "none", radix=True, chunked=True, overlap=True, mixed=True),
+    ],
+}
+# In CI, with those: every pair but those of `ulysses`, `shift on tp`, `suffix` and `head`, which are parts of the
+# others. No four engines would do.
 OFTEN = [
-    Combination("shift", "swiftkv", "both", radix=True, chunked=True, overlap=True, mixed=False),
+    Combination("shift", "swiftkv", "both", radix=False, chunked=False, overlap=False, mixed=False),
     Combination("one", "swiftkv", "none", radix=True, chunked=False, overlap=False, mixed=False),
+    Combination("tp", "base", "none", radix=False, chunked=True, overlap=False, mixed=True),
+    Combination("tp", "base", "both", radix=True, chunked=False, overlap=True, mixed=False),
+    Combination("one", "swiftkv", "both", radix=False, chunked=True, overlap=True, mixed=False),
+]
+OTHERS = [
+    Combination("shift", "swiftkv", "both", radix=True, chunked=True, overlap=True, mixed=False),
     Combination("tp", "base", "none", radix=False, chunked=True, overlap=True, mixed=True),
     Combination("shift", "base", "both", radix=False, chunked=False, overlap=False, mixed=False),
     Combination("one", "base", "none", radix=True, chunked=True, overlap=False, mixed=True),
     Combination("tp", "swiftkv", "both", radix=True, chunked=False, overlap=False, mixed=False),
     Combination("one", "swiftkv", "both", radix=False, chunked=False, overlap=True, mixed=False),
     Combination("shift", "swiftkv", "none", radix=False, chunked=True, overlap=False, mixed=True),
-]
-OTHERS = [
     Combination("ulysses", "base", "head", radix=True, chunked=False, overlap=True, mixed=False),
     Combination("shift on tp", "base", "suffix", radix=True, chunked=True, overlap=True, mixed=False),
     Combination("shift on tp", "swiftkv", "head", radix=False, chunked=False, overlap=False, mixed=False),
@@ -112,6 +131,35 @@ REFUSED = {
 }  # fmt: skip
 # Mixed steps are those of a chunk.
 EMPTY = {frozenset({("mixed", True), ("chunked", False)})}
+
+
+def made_of(arguments: Any, model: str) -> Combination:
+    """What an engine is.
+
+    Args:
+        arguments: the engine's `server_args`; `tp_size` in them is over all ranks.
+        model: one of `MODELS`.
+    """
+    groups = arguments.ulysses_sequence_parallel_size
+    size = {
+        "tp_size": arguments.tp_size // groups,
+        "ulysses_sequence_parallel_size": groups,
+        "enable_shift_parallel": arguments.enable_shift_parallel,
+    }
+    plain = {"tp_size": 1, "ulysses_sequence_parallel_size": 1, "enable_shift_parallel": False}
+    (parallel,) = (
+        name
+        for name, given in PARALLEL.items()
+        if {**plain, **{key: value for key, value in given.items() if key in plain}} == size
+    )
+    speculation = {None: "none", "SUFFIX": "suffix", "ARCTIC": "head"}[arguments.speculative_algorithm]
+    if speculation == "head" and arguments.enable_suffix_decoding:
+        speculation = "both"
+    return Combination(
+        parallel, model, speculation, radix=not arguments.disable_radix_cache,
+        chunked=arguments.chunked_prefill_size > 0, overlap=not arguments.disable_overlap_schedule,
+        mixed=arguments.enable_mixed_chunk,
+    )  # fmt: skip
 
 
 def every_pair() -> set[frozenset[tuple[str, Any]]]:

@@ -15,7 +15,7 @@ import transformers
 import xgrammar
 
 import swiftkv.hf
-from tests.combinations import OFTEN, OTHERS, PARALLEL, Combination
+from tests.combinations import OFTEN, OTHERS, PARALLEL, Combination, made_of
 from tests.engine.servers import running_engine
 from tests.swiftkv_cases import compare, flush, generate
 
@@ -95,6 +95,7 @@ def served(request, tmp_path_factory, functions):
         patch.setenv("ARCTIC_SGLANG_UNTIMED", "1")  # as many drafts on a busy machine
         log = tmp_path_factory.mktemp("combined") / "engine.log"
         with running_engine(log, **options(request.param)) as engine:
+            assert made_of(engine.server_args, request.param.model) == request.param
             yield Served(engine, twin_of(request.param.model), asked, request.param)
 
 

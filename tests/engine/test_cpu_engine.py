@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from tests.combinations import ELSEWHERE, made_of
 from tests.engine.servers import running_engine
 
 GREEDY = {"temperature": 0, "max_new_tokens": 32}
@@ -48,6 +49,7 @@ def test_greedy_text_equals_transformers(tiny_engine, reference, prompts):
 def test_runs_on_the_cpu_with_our_defaults(tiny_engine):
     args = tiny_engine.server_args
     assert (args.device, args.attention_backend, args.dtype) == ("cpu", "torch_native", "float32")
+    assert [made_of(args, "base")] == ELSEWHERE["test_cpu_engine"]
 
 
 def test_temperature_is_honoured(tiny_engine, prompts):

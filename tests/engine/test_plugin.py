@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,9 +15,19 @@ import pytest
 from arctic_sglang.compat import source
 from arctic_sglang.compat.seams import seams_of
 from arctic_sglang.features import Feature
+from arctic_sglang.recommend.__main__ import read_model
+from arctic_sglang.recommend.answer import KINDS, Question
+from arctic_sglang.recommend.policy import recommend
+from arctic_sglang.recommend.show import argv
 from tests.engine.servers import running_server
 
+ROOT = Path(__file__).parents[2]
 FLAGS = ("--embedding-pooling", "--cpu-threads-per-rank")
+RECOMMENDED = (
+    "tp_size", "dp_size", "quantization", "is_embedding", "speculative_algorithm", "ulysses_sequence_parallel_size",
+    "enable_shift_parallel", "enable_fast_embedding", "embedding_replicas", "enable_suffix_decoding",
+    "speculative_draft_model_path", "speculative_disable_by_batch_size",
+)  # fmt: skip
 
 
 def run(*command, env=None, timeout=120):
@@ -47,49 +58,99 @@ def broken_sglang(folder: Path, file: str, old: str, new: str) -> dict[str, str]
     return {"PYTHONPATH": str(folder)}
 
 
-@pytest.fixture(scope="module")
-def ended(tiny_model_dir, minilm_dir, tmp_path_factory):
-    """Commands that end by themselves, by name: futures of their exit code and output.
+LAUNCH = "import runpy; runpy.run_module('sglang.launch_server', run_name='__main__', alter_sys=True)"
+SERVE = "import sys; from sglang.cli.main import main; sys.argv = ['sglang', 'serve', *sys.argv[1:]]; main()"
+ARGUMENTS = """
+import sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import ServerArgs
+print("device", ServerArgs(model_path=sys.argv[1]).device)
+"""
+PARSE = """
+import json, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+found = []
+for words in json.loads(sys.argv[1]):
+    try:
+        arguments = prepare_server_args(words)
+        found.append({name: getattr(arguments, name) for name in sys.argv[2:]})
+    except (SystemExit, ValueError, AssertionError, RuntimeError) as error:
+        found.append(f"{type(error).__name__}: {error}")
+print("\\nparsed " + json.dumps(found))
+"""
 
-    Nearly all of their time is the import of SGLang, on one core; so as many run at once as there are cores.
+
+def end(programs, folder, env=None):
+    """What became of programs that end by themselves, in forks of one process: exit code and output, by name."""
+    folder.mkdir()
+    command = [sys.executable, str(Path(__file__).with_name("forks.py")), str(folder)]
+    done = subprocess.run(
+        command, input=json.dumps(programs), capture_output=True, text=True, timeout=240,
+        env={**os.environ, **(env or {})}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return {name: (code, (folder / name).read_text()) for name, code in codes.items()}
+
+
+@pytest.fixture(scope="module")
+def recommended():
+    """Answers of `arctic-recommend`, which together have every flag that it ever recommends."""
+    configs = ROOT / "tests" / "data" / "configs"
+    asked = [
+        ("Llama-3.1-8B", 4, "bulk", {"quantization": "fp8"}),
+        ("Llama-3.3-70B", 8, "mixed", {"head": str(ROOT / "examples" / "tiny_lm" / "speculator")}),
+        ("Qwen3-30B-A3B", 4, "agentic", {}),
+        ("arctic-embed-m", 2, "embeddings", {}),
+    ]
+    return [
+        recommend(Question(read_model(str(configs / name)), gpus, 79.1, KINDS[kind], **more))
+        for name, gpus, kind, more in asked
+    ]
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_model_dir, minilm_dir, recommended, tmp_path_factory):
+    """Commands that end by themselves, by name: exit code and output.
+
+    Nearly all of their time is the import of SGLang, on one core; so two processes run at once, one of them with a
+    changed SGLang.
     """
-    python, server = sys.executable, ["-m", "sglang.launch_server", "--device", "cpu", "--model-path"]
-    serve = (
-        "import sys; from sglang.cli.main import main; sys.argv = ['sglang', 'serve', *sys.argv[1:]]; main()"
+    folder, device = tmp_path_factory.mktemp("ended"), ["--device", "cpu"]
+    broken = broken_sglang(
+        folder, "srt/layers/pooler.py", "class EmbeddingPoolerOutput", "class EmbeddingsOutput"
     )
-    arguments = (
-        "from sglang.srt.plugins import load_plugins; load_plugins()\n"
-        "from sglang.srt.server_args import ServerArgs\n"
-        f"print('device', ServerArgs(model_path={tiny_model_dir!r}).device)"
-    )
-    renamed = broken_sglang(
-        tmp_path_factory.mktemp("renamed"),
-        "srt/model_executor/model_runner.py", "    def load_model(self):", "    def read_model(self):",
-    )  # fmt: skip
-    unrequested = broken_sglang(
-        tmp_path_factory.mktemp("unrequested"),
-        "srt/layers/pooler.py", "class EmbeddingPoolerOutput", "class EmbeddingsOutput",
-    )  # fmt: skip
-    commands = {
-        "help": (["-m", "sglang.launch_server", "--help"], None),
-        "not an embedding model": ([*server, tiny_model_dir, "--embedding-pooling", "mean"], None),
-        "serve": (["-c", serve, tiny_model_dir, "--device", "cpu", "--cpu-threads-per-rank", "-3"], None),
-        "renamed": ([*server, minilm_dir, "--is-embedding"], renamed),
-        "unrequested": (["-c", arguments], unrequested),
+    whole = {
+        "help": (LAUNCH, ["--help"]),
+        "not an embedding model": (
+            LAUNCH, [*device, "--model-path", tiny_model_dir, "--embedding-pooling", "mean"]
+        ),
+        "serve": (SERVE, [tiny_model_dir, *device, "--cpu-threads-per-rank", "-3"]),
+        "parse": (PARSE, [json.dumps([argv(answer) for answer in recommended]), *RECOMMENDED]),
+    }  # fmt: skip
+    changed = {
+        "requested": (LAUNCH, [*device, "--model-path", minilm_dir, "--is-embedding"]),
+        "unrequested": (ARGUMENTS, [tiny_model_dir]),
     }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {name: pool.submit(run, python, *args, env=env) for name, (args, env) in commands.items()}
+    with ThreadPoolExecutor(2) as pool:
+        # The same on every machine: what is recommended does not depend on a GPU that is there.
+        one = pool.submit(end, whole, folder / "whole", {"CUDA_VISIBLE_DEVICES": ""})
+        other = pool.submit(end, changed, folder / "changed", broken)
+        return one.result() | other.result()
 
 
 def test_flags_are_in_help(ended):
     """Of `sglang serve` too: see test_install."""
-    code, out = ended["help"].result()
+    code, out = ended["help"]
     assert code == 0
     assert all(flag in out for flag in FLAGS)
 
 
 def test_a_bad_flag_stops_the_start(ended):
-    code, out = ended["not an embedding model"].result()
+    code, out = ended["not an embedding model"]
     assert code != 0
     assert "add --is-embedding" in out
 
@@ -109,9 +170,22 @@ def test_a_value_that_cannot_be_parsed_stops_the_start(tiny_model_dir, args, sai
 
 
 def test_flags_work_on_sglang_serve(ended):
-    code, out = ended["serve"].result()
+    code, out = ended["serve"]
     assert code != 0
     assert "--cpu-threads-per-rank is -3; it must be at least 1" in out
+
+
+def test_sglangs_own_parser_takes_what_is_recommended(ended, recommended):
+    assert {name for answer in recommended for name in answer.keywords} == set(RECOMMENDED)
+    code, out = ended["parse"]
+    assert code == 0, out
+    (found,) = re.findall(r"^parsed (.*)$", out, re.MULTILINE)
+    for answer, parsed in zip(recommended, json.loads(found), strict=True):
+        assert isinstance(parsed, dict), f"{argv(answer)}: {parsed}"
+        wanted = answer.keywords
+        sp = wanted.get("ulysses_sequence_parallel_size", 1)  # to SGLang, tp_size is that over all ranks
+        wanted["tp_size"] = wanted.get("tp_size", 1) * sp
+        assert {name: parsed[name] for name in wanted} == wanted
 
 
 def test_bad_engine_keyword_stops_the_start(tiny_model_dir):
@@ -124,10 +198,10 @@ def test_bad_engine_keyword_stops_the_start(tiny_model_dir):
 
 
 def test_a_renamed_target_of_a_requested_feature_stops_the_server(ended):
-    code, out = ended["renamed"].result()
+    code, out = ended["requested"]
     assert code != 0
     assert "arctic-sglang cannot provide what was asked for (pooling)" in out
-    assert "ModelRunner has no load_model" in out
+    assert "has no EmbeddingPoolerOutput" in out
     assert "arctic-doctor" in out
 
 
@@ -151,7 +225,7 @@ def test_another_version_stops_whoever_gives_a_flag(tiny_model_dir, tmp_path):
 
 
 def test_an_unrequested_broken_seam_only_warns(ended):
-    code, out = ended["unrequested"].result()
+    code, out = ended["unrequested"]
     assert code == 0, out
     assert "device cpu" in out
     assert "pooling is not available" in out

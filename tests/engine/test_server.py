@@ -1,6 +1,12 @@
-"""Servers on the CPU, asked by the real openai client."""
+"""Servers on the CPU, asked by the real openai client: one that generates, two that embed, one of them vectorised."""
 
+import asyncio
+import base64
+import contextlib
 import json
+import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import openai
@@ -11,30 +17,36 @@ import batch_sdk
 from batch_sdk.engines.base import GenerateRequest
 from tests.engine.servers import starting_server
 
+TEXTS = ["a cat sits on the mat", "stock markets fell sharply", "ein kurzer Satz", "1234 !?", "東京タワー 🗼"]
+
 
 @pytest.fixture(scope="module")
 def servers(tiny_model_dir, minilm_dir, tmp_path_factory):
-    """Two that start side by side: half of a start is one process that imports SGLang on one core."""
+    """Three that start side by side: half of a start is one process that imports SGLang on one core."""
     folder = tmp_path_factory.mktemp("servers")
     config = folder / "server.yaml"
     config.write_text(
         f"model-path: {minilm_dir}\nis-embedding: true\nembedding-pooling: checkpoint\ncpu-threads-per-rank: 1\n"
     )
-    generating = [
+    generating = ["--model-path", tiny_model_dir, "--constrained-json-disable-any-whitespace"]
+    embedding = ["--config", str(config)]
+    fast = [
         "--model-path",
-        tiny_model_dir,
-        "--device",
-        "cpu",
-        "--constrained-json-disable-any-whitespace",
+        minilm_dir,
+        "--is-embedding",
+        "--enable-fast-embedding",
+        "--cpu-threads-per-rank",
+        "1",
     ]
-    embedding = ["--config", str(config), "--device", "cpu"]
-    with (
-        starting_server(generating, folder / "tiny.log") as tiny,
-        starting_server(embedding, folder / "minilm.log") as minilm,
-    ):
-        tiny.wait_until_healthy()
-        minilm.wait_until_healthy()
-        yield tiny, minilm
+    fast += ["--api-key", "secret", "--enable-metrics"]
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(starting_server([*args, "--device", "cpu"], folder / f"{number}.log"))
+            for number, args in enumerate((generating, embedding, fast))
+        ]
+        for server in started:
+            server.wait_until_healthy()
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +59,12 @@ def tiny_server(servers):
 def minilm_server(servers):
     """MiniLM behind HTTP, configured by SGLang's YAML file."""
     return servers[1]
+
+
+@pytest.fixture(scope="module")
+def fast_server(servers):
+    """MiniLM on the vectorised road, with an API key and metrics."""
+    return servers[2]
 
 
 def ask(server, code, **more):
@@ -186,3 +204,93 @@ def test_http_engine_holds_a_chat_to_a_json_schema(tiny_server, tiny_model_dir, 
         (result,) = engine.wait()
     assert result.error is None
     assert isinstance(json.loads(result.text)["lines"], int)
+
+
+@pytest.fixture(scope="module")
+def client(fast_server):
+    return openai.OpenAI(base_url=f"{fast_server.url}/v1", api_key="secret", max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def expected(minilm_dir):
+    """sentence-transformers' vectors of TEXTS, float32 `[5, 384]`."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(minilm_dir, device="cpu").encode(TEXTS)
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_vectors_are_those_of_sentence_transformers(client, expected, form):
+    answer = client.embeddings.create(model="m", input=TEXTS, encoding_format=form)
+    for index, (item, vector) in enumerate(zip(answer.data, expected, strict=True)):
+        got = np.frombuffer(base64.b64decode(item.embedding), "<f4") if form == "base64" else item.embedding
+        assert item.index == index
+        assert float(vector @ np.asarray(got, np.float32)) > 0.9999
+    assert answer.model == "m"
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 3 * len(TEXTS)
+
+
+def test_token_ids_give_what_texts_give(client, minilm_dir, expected):
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(minilm_dir)(TEXTS)["input_ids"]
+    answer = client.embeddings.create(model="m", input=ids)
+    for item, vector in zip(answer.data, expected, strict=True):
+        assert float(vector @ np.asarray(item.embedding, np.float32)) > 0.9999
+    assert answer.usage.prompt_tokens == sum(map(len, ids))
+
+
+def test_what_is_wrong_is_a_400_that_names_the_row(client):
+    for more, message in (
+        ({"input": ["a", "word " * 600]}, "row 1 has 602 tokens, and the model takes "),
+        ({"input": ["a", ""]}, "Input at index 1 cannot be empty"),
+        ({"input": [[1], [10**6]]}, "row 1 has the token id 1000000"),
+        ({"input": "a", "dimensions": 8}, "does not support matryoshka"),
+        ({"input": "a", "encoding_format": "hex"}, "it must be one of"),
+        ({"input": ["a", 1]}, ""),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.embeddings.create(model="m", **more)
+
+
+def test_a_long_text_is_cut_if_asked(client):
+    answer = client.embeddings.create(model="m", input="word " * 600, extra_body={"truncate": True})
+    cut = client.embeddings.create(model="m", input="word " * (answer.usage.prompt_tokens - 2))
+    assert cut.usage.prompt_tokens == answer.usage.prompt_tokens
+    np.testing.assert_allclose(answer.data[0].embedding, cut.data[0].embedding, atol=1e-5)
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(fast_server):
+    async def run():
+        options = {"base_url": f"{fast_server.url}/v1", "api_key": "secret", "max_retries": 0, "timeout": 300}
+        async with openai.AsyncOpenAI(**options) as client:
+            texts = [f"{text} {n}" for n in range(400) for text in TEXTS]
+            start = time.monotonic()
+            large = asyncio.create_task(client.embeddings.create(model="m", input=texts))
+            await asyncio.sleep(0.1)
+            small = await client.embeddings.create(model="m", input="a few words")
+            waited = time.monotonic() - start
+            assert not large.done()
+            assert len(small.data) == 1
+            answer = await large
+            assert [item.index for item in answer.data] == list(range(2000))
+            return waited, time.monotonic() - start
+
+    waited, whole = asyncio.run(run())
+    assert waited < whole
+
+
+def test_keys_and_metrics_hold_for_the_road(fast_server, client):
+    request = urllib.request.Request(
+        f"{fast_server.url}/v1/embeddings",
+        json.dumps({"input": "a"}).encode(),
+        {"content-type": "application/json"},
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=30)
+    client.embeddings.create(model="m", input=TEXTS)
+    with urllib.request.urlopen(f"{fast_server.url}/metrics", timeout=30) as answer:
+        figures = answer.read().decode()
+    assert "arctic:embedding_requests_total{model_name=" in figures
+    assert "arctic:embedding_rows_total" in figures
+    assert 'sglang:http_requests_total{endpoint="/v1/embeddings"' in figures

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from tests import shift_cases
+from tests.combinations import ELSEWHERE, made_of
 from tests.engine.servers import running_engine
 from tests.swiftkv_cases import compare, flush, generate, prompts
 
@@ -81,6 +82,8 @@ def served(request, tmp_path_factory):
         options |= {"enable_shift_parallel": True, "shift_parallel_threshold": threshold.replace(FLIP, "24")}
     log = folder / "engine.log"
     with environment(threshold), running_engine(log, model_path=str(folder), **options) as engine:
+        if request.param in OFTEN:
+            assert made_of(engine.server_args, "base") in ELSEWHERE["test_shift"]
         yield Served(engine, twin, str(folder), threshold or "0")
 
 

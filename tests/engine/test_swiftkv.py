@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.combinations import ELSEWHERE, made_of
 from tests.engine.servers import running_engine
 from tests.swiftkv_cases import compare, flush, generate, make_model, prefill_steps, prompts
 
@@ -40,6 +41,8 @@ def served(request, tmp_path_factory):
         "tp_size": tp_size, "max_total_tokens": 8192, "enable_mixed_chunk": True, "log_level": "info",
     }  # fmt: skip
     with running_engine(log, model_path=str(folder), **options) as engine:
+        if request.param in OFTEN:
+            assert made_of(engine.server_args, "swiftkv") in ELSEWHERE["test_swiftkv"]
         yield Served(engine, twin, log)
 
 

@@ -251,7 +251,8 @@ def test_a_job_goes_on_with_the_other_executor(cluster, files, tmp_path):
     check_only_parts(out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# That the command takes both alike is in test_kills and test_cli each time.
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_a_signal_leaves_a_job_to_resume_and_no_worker(cluster, files, tmp_path, number):
     out = tmp_path / "out"
     options = [

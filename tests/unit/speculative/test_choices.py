@@ -56,7 +56,7 @@ class Machine:
         return tokens / seconds
 
 
-@pytest.mark.parametrize("rows", [1, 8, 32])
+@pytest.mark.parametrize("rows", [1, pytest.param(8, marks=pytest.mark.full), 32])
 @pytest.mark.parametrize(
     "machine",
     [

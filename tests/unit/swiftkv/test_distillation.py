@@ -22,6 +22,7 @@ from swiftkv.distillation import Distillation, divergence, load
 from swiftkv.encoding import Rows
 from swiftkv.errors import SwiftKVError
 from swiftkv.settings import Settings
+from tests import ranks
 
 ROOT = Path(__file__).parents[3]
 STOPPING = str(Path(__file__).parent / "stopping.py")
@@ -334,20 +335,16 @@ def test_terminated_from_outside(settings, tmp_path):
 def test_two_processes_do_what_one_does(settings, make_base, tmp_path):
     """On the CPU, over gloo: runs that are stopped in the middle and resumed, beside one on a single device."""
     model = str(convert(make_base("llama", tie_word_embeddings=True), 2, tmp_path / "tied"))
-    alone = distill(settings(model=model, out=str(tmp_path / "alone"), batch_size=4, epochs=4))
-    # `accelerate launch` starts several processes on the CPU only through MPI; these are the variables it sets
-    environment = ONE_THREAD | {
-        "ACCELERATE_USE_CPU": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    }  # fmt: skip
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", STOPPING, str(tmp_path),
-        "--model", model, "--data", settings().data, "--sequence-length", "128", "--batch-size", "2",
-        "--learning-rate", "3e-3", "--epochs", "4", "--gradient-checkpointing", "--heldout", settings().data,
+        STOPPING, tmp_path, "--model", model, "--data", settings().data, "--sequence-length", "128",
+        "--batch-size", "2", "--learning-rate", "3e-3", "--epochs", "4", "--gradient-checkpointing",
+        "--heldout", settings().data,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    # `accelerate launch` starts several processes on the CPU only through MPI; these are the variables it sets
+    with ranks.started(
+        *command, ACCELERATE_USE_CPU="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP"
+    ):
+        alone = distill(settings(model=model, out=str(tmp_path / "alone"), batch_size=4, epochs=4))
     expected = load_file(alone / ADDED)
     for mode in ("MULTI_CPU", "FSDP"):
         found, made = load_file(tmp_path / mode / ADDED), report(tmp_path / mode)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,16 +51,31 @@ around_sigquit(sigquit, SimpleNamespace(tokenizer_manager=manager), 3)
 """
 
 
-def run(*args):
+@pytest.fixture(scope="module")
+def ended():
+    """What became of each server, by what happens in it; they end side by side, as most of it is waiting."""
     root = Path(__file__).parents[4]
-    return subprocess.run(
-        [sys.executable, "-c", SERVER, *args], capture_output=True, text=True, timeout=60,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    codes = {
+        "killed": 7,
+        "dumped": 7,
+        "raised": 0,
+        "late": 0,
+        "hangs": 7,
+        "unwatched": 7,
+    }  # raised: as SGLang's ranks
+
+    def run(how):
+        return subprocess.run(
+            [sys.executable, "-c", SERVER, how, str(codes[how])], capture_output=True, text=True, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(root)}, check=False,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(len(codes)) as pool:
+        return dict(zip(codes, pool.map(run, codes), strict=True))
 
 
-def test_the_process_is_named_the_others_end_and_the_exit_code_is_not_0():
-    done = run("killed", "7")
+def test_the_process_is_named_the_others_end_and_the_exit_code_is_not_0(ended):
+    done = ended["killed"]
     assert done.returncode == 1, done.stderr
     assert "these processes have ended: scheduler_1 (pid" in done.stderr
     assert "exit code 7" in done.stderr
@@ -68,30 +84,30 @@ def test_the_process_is_named_the_others_end_and_the_exit_code_is_not_0():
     )  # the one that waited was killed before, the detokenizer was not
 
 
-def test_others_are_left_to_sglang_where_their_dumps_are_wanted():
-    done = run("dumped", "7")
+def test_others_are_left_to_sglang_where_their_dumps_are_wanted(ended):
+    done = ended["dumped"]
     assert done.returncode == 1, done.stderr
     assert "these processes have ended: scheduler_1 (pid" in done.stderr
     assert done.stdout == "sglang 3 [7]\n"
 
 
-def test_a_rank_that_raised_ends_the_others_too():
-    done = run("raised", "0")  # what SGLang's ranks return then
+def test_a_rank_that_raised_ends_the_others_too(ended):
+    done = ended["raised"]
     assert done.returncode == 1, done.stderr
     assert "these processes have ended: scheduler_1 (pid" in done.stderr
     assert done.stdout == "sglang 3 [-9, 0]\n"
 
 
-def test_one_whose_process_is_not_gone_yet_is_named_with_the_one_that_noticed():
-    done = run("late", "0")
+def test_one_whose_process_is_not_gone_yet_is_named_with_the_one_that_noticed(ended):
+    done = ended["late"]
     assert done.returncode == 1, done.stderr
     assert "these processes have ended: scheduler_0 (pid" in done.stderr
     assert "exit code 9), scheduler_1 (pid" in done.stderr
 
 
-@pytest.mark.parametrize(("how", "ended"), [("hangs", "[]"), ("unwatched", "[7]")])
-def test_sglang_finds_out_by_itself_where_nobody_has_ended(how, ended):
-    done = run(how, "7")
+@pytest.mark.parametrize(("how", "gone"), [("hangs", "[]"), ("unwatched", "[7]")])
+def test_sglang_finds_out_by_itself_where_nobody_has_ended(ended, how, gone):
+    done = ended[how]
     assert done.returncode == 1, done.stderr
     assert "arctic-sglang" not in done.stderr
-    assert done.stdout == f"sglang 3 {ended}\n"
+    assert done.stdout == f"sglang 3 {gone}\n"

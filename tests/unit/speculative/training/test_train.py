@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from speculative.training.errors import TrainingError
 from speculative.training.settings import Settings
 from swiftkv.errors import SwiftKVError
 from swiftkv.loop import Interrupted
+from tests import ranks
 
 ROOT = Path(__file__).parents[4]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -135,19 +134,14 @@ class TestRun:
 
     def test_two_processes_do_what_one_does(self, settings, tmp_path):
         """On the CPU, over gloo, stopped in the middle and resumed."""
-        alone = train(settings(output=str(tmp_path / "alone"), batch_size=4))
         chosen = settings()
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-            str(Path(__file__).parent / "stopping.py"), "--model", chosen.model, "--output", chosen.output,
+            Path(__file__).parent / "stopping.py", "--model", chosen.model, "--output", chosen.output,
             "--generations", chosen.generations, "--epochs", "4", "--sequence-length", "64", "--batch-size", "2",
             "--inner-dim", "16", "--heldout-every", "10", "--learning-rate", "1e-2", "--keep-states",
         ]  # fmt: skip
-        environment = ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        with ranks.started(*command, ACCELERATE_USE_CPU="true"):
+            alone = train(settings(output=str(tmp_path / "alone"), batch_size=4))
         assert report(chosen.output)["processes"] == 2
         assert report(chosen.output)["heldout"][0] == report(alone)["heldout"][0]
         for name, value in weights(alone).items():
