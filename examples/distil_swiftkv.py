@@ -1,10 +1,10 @@
 """A SwiftKV model from a plain one: converted, distilled on a table of chats, measured against its base.
 
-    python examples/distil_swiftkv.py                          # the tiny model, 40 steps, minutes on two cores
-    python examples/distil_swiftkv.py --model M --layers 16 --data 'chats/*.parquet' --heldout heldout.jsonl --steps 5000
+    python examples/distil_swiftkv.py                          # the tiny model, 60 steps, minutes on two cores
+    python examples/distil_swiftkv.py --model M --layers 16 --data 'chats/*.parquet' --heldout held.jsonl --steps 5000
 
-The same as `python -m swiftkv.convert`, `swiftkv.distill` and `swiftkv.evaluate`, which have every option (docs/swiftkv.md).
-The folder out/swiftkv/distilled is served as it is: see examples/serving.py.
+The same as `python -m swiftkv.convert`, `swiftkv.distill` and `swiftkv.evaluate`, which have every option:
+docs/swiftkv.md. The folder is served as it is: `python examples/serving.py --model out/swiftkv/distilled`.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import polars as pl
+from train_head import functions
 
 from swiftkv import evaluate
 from swiftkv.convert import convert
@@ -21,28 +21,25 @@ from swiftkv.errors import SwiftKVError
 from swiftkv.settings import Settings
 
 HERE = Path(__file__).parent
-HELDOUT = 30  # of the 270 functions
-
-
-def functions(folder: Path, rows: int | None) -> tuple[str, str]:
-    """Writes functions and their docstrings, some to train on and others to measure on; returns both files."""
-    table = pl.read_parquet(HERE / "data" / "functions.parquet").select(prompt="code", response="docstring")
-    files = folder / "train.parquet", folder / "heldout.parquet"
-    for file, part in zip(files, (table[:-HELDOUT][:rows], table[-HELDOUT:]), strict=True):
-        part.write_parquet(file)
-    return str(files[0]), str(files[1])
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's."""
     found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     found.add_argument("--model", default=str(HERE / "tiny_lm" / "model"), help="folder or name on the hub")
-    found.add_argument("--layers", type=int, default=4, metavar="N", help="that keep their own keys and values (%(default)s)")
-    found.add_argument("--data", help=".parquet or .jsonl (messages, prompt and response, or text); default: functions")
+    found.add_argument(
+        "--layers", type=int, default=4, metavar="N", help="that keep their own keys and values (%(default)s)"
+    )
+    found.add_argument(
+        "--data", help=".parquet or .jsonl (messages, prompt and response, or text); default: functions"
+    )
     found.add_argument("--heldout", help="the same, to measure on; needed with --data")
     found.add_argument("--rows", type=int, metavar="N", help="only the first N functions")
-    found.add_argument("--steps", type=int, default=40, metavar="N", help="(%(default)s)")
-    found.add_argument("--out", type=Path, default=Path("out/swiftkv"), help="folder for what is written (%(default)s)")
+    found.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="to compare (%(default)s)")
+    found.add_argument("--steps", type=int, default=60, metavar="N", help="(%(default)s)")
+    found.add_argument(
+        "--out", type=Path, default=Path("out/swiftkv"), help="folder for what is written (%(default)s)"
+    )
     return found
 
 
@@ -57,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = convert(args.model, args.layers, args.out / "converted")
         trained = distill(Settings(
             model=str(start), data=data, out=str(args.out / "distilled"), max_steps=args.steps,
-            epochs=args.steps, sequence_length=512, batch_size=4, learning_rate=1e-3,
+            epochs=args.steps, sequence_length=512, batch_size=4, learning_rate=5e-4,
         ))  # fmt: skip
         for folder in (start, trained):
-            print(f"{folder}:\n{evaluate.table(evaluate.evaluate(folder, heldout, max_new_tokens=32))}\n")
+            found = evaluate.evaluate(folder, heldout, max_new_tokens=args.max_new_tokens)
+            print(f"{folder}:\n{evaluate.table(found)}")
     except SwiftKVError as error:
         print(f"distil_swiftkv.py: error: {error}", file=sys.stderr)
         return 2

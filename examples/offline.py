@@ -9,20 +9,26 @@ For tables there is `batch_sdk` (examples/batch.py), whose `engine_options` take
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import sglang
 
 HERE = Path(__file__).parent
-# What is shown of the server's arguments. With a model that is not SwiftKV `swiftkv_min_tokens` is None.
+# Of the server's arguments. `swiftkv_min_tokens` is None with a model that is not SwiftKV.
 TOLD = ("model_path", "swiftkv_min_tokens", "speculative_algorithm", "enable_suffix_decoding")
+SHIFT = ("threshold", "steps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What examples/serving.py is asked, too."""
-    parser.add_argument("--model", help="folder or name on the hub; default: the tiny SwiftKV model and its head")
+    parser.add_argument(
+        "--model", help="folder or name on the hub; default: the tiny SwiftKV model and its head"
+    )
     parser.add_argument("--head", help="a draft head for --model; without it suffix decoding drafts alone")
-    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="from 2 on: Shift Parallelism over N")
+    parser.add_argument(
+        "--ranks", type=int, default=1, metavar="N", help="from 2 on: Shift Parallelism over N"
+    )
 
 
 def options(args: argparse.Namespace) -> dict[str, object]:
@@ -31,7 +37,7 @@ def options(args: argparse.Namespace) -> dict[str, object]:
     head = args.head
     if args.model is None:
         head = head or str(HERE / "tiny_lm" / "speculator")
-        found["swiftkv_min_tokens"] = 40  # the default is for GPUs; prompts here are shorter
+        found["swiftkv_min_tokens"] = 40  # so that prompts as short as these stop at the cut
     if head:
         found |= {"speculative_algorithm": "ARCTIC", "speculative_draft_model_path": head}
         found["enable_suffix_decoding"] = True
@@ -48,6 +54,12 @@ def questions() -> list[str]:
     return [*codes, codes[-1]]
 
 
+def told(info: dict[str, Any]) -> dict[str, object]:
+    """What the features say in `/server_info`."""
+    shift = info["internal_states"][0].get("shift", {})
+    return {name: info[name] for name in TOLD} | {f"shift_{name}": shift[name] for name in SHIFT if shift}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -56,15 +68,12 @@ def main() -> None:
         chat = engine.tokenizer_manager.tokenizer.apply_chat_template
         sampling = {"temperature": 0, "max_new_tokens": 48}
         for question in questions():
-            prompt = chat(
-                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-            )
+            prompt = chat([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
             answer = engine.generate(prompt, sampling)
-            print(f"{answer['text']}  ({answer['meta_info']['spec_accept_length']:.1f} tokens a step)")
+            print(f"{answer['text']}  ({answer['meta_info'].get('spec_accept_length', 1):.1f} tokens a step)")
         for chunk in engine.generate(prompt, sampling, stream=True):
             print(chunk["text"])
-        info = engine.get_server_info()
-        print({name: info[name] for name in TOLD}, info["internal_states"][0].get("shift"), sep="\n")
+        print(told(engine.get_server_info()))
 
 
 if __name__ == "__main__":  # SGLang starts processes that import this file again

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import openai
-from offline import TOLD, add_arguments, options, questions
+from offline import add_arguments, options, questions, told
 
 
 def flags(keywords: dict[str, object]) -> list[str]:
@@ -55,7 +55,7 @@ def serving(given: list[str], minutes: float) -> Iterator[str]:
             while not healthy(url):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    sys.exit(f"{log.read()[-4000:]}\nno server answers after its start; above is the end of its log")
+                    sys.exit(f"{log.read()[-4000:]}\nno server answers; above is the end of its log")
                 time.sleep(0.5)
             yield url
         finally:
@@ -75,12 +75,13 @@ def main() -> None:
             message = [{"role": "user", "content": question}]
             extra = {"return_meta_info": True}
             answer = client.chat.completions.create(messages=message, extra_body=extra, **asked).choices[0]
-            print(f"{answer.message.content}  ({answer.meta_info['spec_accept_length']:.1f} tokens a step)")
+            print(
+                f"{answer.message.content}  ({answer.meta_info.get('spec_accept_length', 1):.1f} tokens a step)"
+            )
         for chunk in client.chat.completions.create(messages=message, stream=True, **asked):
-            print(chunk.choices[0].delta.content or "", end="|", flush=True)
+            print(repr(chunk.choices[0].delta.content))
         with urllib.request.urlopen(f"{url}/server_info") as answer:
-            info = json.load(answer)
-        print({name: info[name] for name in TOLD}, info["internal_states"][0].get("shift"), sep="\n")
+            print(told(json.load(answer)))
 
 
 if __name__ == "__main__":

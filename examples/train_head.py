@@ -3,8 +3,8 @@
     python examples/train_head.py                              # the tiny model, 60 steps, minutes on two cores
     python examples/train_head.py --model M --prompts 'prompts/*.parquet' --heldout heldout.jsonl --steps 5000
 
-The same as `python -m speculative.train` and `speculative.evaluate`, which have every option (docs/speculation-training.md).
-`--speculative-draft-model-path out/head` serves the head: see examples/serving.py.
+The same as `python -m speculative.train` and `speculative.evaluate`, which have every option:
+docs/speculation-training.md. The head is served by `python examples/serving.py --model M --head out/head`.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from speculative.training.settings import Settings
 from swiftkv.errors import SwiftKVError
 
 HERE = Path(__file__).parent
-HELDOUT = 30  # of the 270 functions
+HELDOUT = 30  # of the 270 functions, to measure on
 
 
 def functions(folder: Path, rows: int | None) -> tuple[str, str]:
-    """Writes functions as prompts, some to train on and others to measure on; returns both files."""
-    table = pl.read_parquet(HERE / "data" / "functions.parquet").select(prompt="code")
+    """Writes functions and docstrings to train on, the first `rows` at most, and to measure on; both files."""
+    table = pl.read_parquet(HERE / "data" / "functions.parquet").select(prompt="code", response="docstring")
     files = folder / "train.parquet", folder / "heldout.parquet"
     for file, part in zip(files, (table[:-HELDOUT][:rows], table[-HELDOUT:]), strict=True):
         part.write_parquet(file)
@@ -41,8 +41,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--heldout", help="the same, to measure on; needed with --prompts")
     found.add_argument("--rows", type=int, metavar="N", help="only the first N prompts")
     found.add_argument("--steps", type=int, default=60, metavar="N", help="(%(default)s)")
-    found.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="of an answer (%(default)s)")
-    found.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written (%(default)s)")
+    found.add_argument(
+        "--max-new-tokens", type=int, default=48, metavar="N", help="of an answer (%(default)s)"
+    )
+    found.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder for what is written (%(default)s)"
+    )
     return found
 
 
@@ -52,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bool(args.prompts) != bool(args.heldout):
         parser().error("--prompts and --heldout go together: one to train on, one to measure on")
     args.out.mkdir(parents=True, exist_ok=True)
-    prompts, heldout = (
-        (args.prompts, args.heldout) if args.prompts else functions(args.out, args.rows)
-    )
+    prompts, heldout = (args.prompts, args.heldout) if args.prompts else functions(args.out, args.rows)
     try:
         head = train(Settings(
             model=args.model, prompts=prompts, output=str(args.out / "head"), max_prompts=args.rows,
