@@ -96,8 +96,11 @@ class TestTraining:
     @pytest.fixture
     def rows(self, tmp_path):
         path = tmp_path / "rows.jsonl"
-        row = '{"prompt": "def two():\\n    return 2", "response": "Return two."}\n'
-        path.write_text(row * 12)
+        rows = [
+            {"prompt": f"def add{n}(x):\n    return x + {n}", "response": f"Return x plus {n}."}
+            for n in range(12)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)
 
     def test_functions(self, example, tmp_path):
