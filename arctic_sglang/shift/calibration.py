@@ -125,7 +125,8 @@ def _runner(
 ) -> Callable[[], None]:
     """What runs the layers on a step of zeros; to be used within the step."""
     hidden, device, dtype = kind
-    positions = torch.arange(size, device=device)
+    # All rows at the first position, as a model may have fewer positions than a step has rows.
+    positions = torch.zeros(size, dtype=torch.int64, device=device)
     one = torch.full((1,), size, device=device)
     batch = vendor.ForwardBatch(
         forward_mode=vendor.ForwardMode.EXTEND, batch_size=1, input_ids=positions, req_pool_indices=one, seq_lens=one,
