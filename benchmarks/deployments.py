@@ -64,7 +64,7 @@ ARMS = {
     "shift": Arm("shift, SP={sp}", "sp", shifts=True),
     "tp-ngram": Arm("TP={gpus}, NGRAM", "tp", stock=True, options=NGRAM),
     "dp-ngram": Arm("DP={gpus}, NGRAM", "dp", stock=True, options=NGRAM),
-    "swiftkv": Arm("shift and SwiftKV", "sp", shifts=True, swiftkv=True),
+    "swiftkv": Arm("shift, SwiftKV", "sp", shifts=True, swiftkv=True),
     "all": Arm(
         "all on", "sp", shifts=True, swiftkv=True, head=True,
         options={"speculative_algorithm": "ARCTIC", "enable_suffix_decoding": True},

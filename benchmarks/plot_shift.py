@@ -193,11 +193,13 @@ def bars(result: dict[str, Any]) -> str:
 
 
 def legend(canvas: Canvas, named: dict[str, str]) -> None:
-    """Titles and their colours, above the right end."""
+    """Titles and their colours, above the right end: four to a row, two rows at most."""
+    rows = -(-len(named) // 4)
     for place, (name, color) in enumerate(reversed(named.items())):
-        x = canvas.WIDTH - canvas.RIGHT - 116 * (place + 1)
-        canvas.box(x, canvas.TOP - 28, 12, 12, color)
-        canvas.text(x + 18, canvas.TOP - 18, name)
+        x = canvas.WIDTH - canvas.RIGHT - 116 * (place % 4 + 1)
+        y = canvas.TOP - 28 + (8 if place < 4 else -8) * (rows - 1)
+        canvas.box(x, y, 12, 12, color)
+        canvas.text(x + 18, y + 10, name)
 
 
 class _Times(Canvas):

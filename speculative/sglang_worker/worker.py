@@ -90,7 +90,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         rows = runner.max_running_requests
         self._staging = Staging(rows, settings.width, self.device)
         self._warm()
-        head_seconds = self._head.prepare(rows) if self._head is not None else 0.0
+        head_seconds = self._head_seconds(rows)
         self._statistics = Statistics(self._widths.available, log=self._log(), collectors=self._collectors())
         requests = Requests(self._proposer, settings.width - 1, runner.model_config.context_len)
         self._requests = requests
@@ -199,6 +199,10 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         pairs = sorted(measured)
         seconds = _agreed(np.array([measured[pair] for pair in pairs]))
         return dict(zip(pairs, seconds.tolist(), strict=True))
+
+    def _head_seconds(self, rows: int) -> float:
+        """Seconds of the head's draft; 0 without a head."""
+        return float(_agreed(np.array([self._head.prepare(rows)]))[0]) if self._head is not None else 0.0
 
     def _cost_table(self, measured: dict[tuple[int, int], float]) -> CostTable:
         if not measured:

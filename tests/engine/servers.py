@@ -23,6 +23,16 @@ START_SECONDS = 240
 
 
 @contextmanager
+def added_plugin(name: str):
+    """SGLang finds another plugin, in the folder of that name beside this file, in processes that start meanwhile."""
+    folder = str(Path(__file__).with_name(name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
+        patch.syspath_prepend(folder)
+        yield
+
+
+@contextmanager
 def running_engine(log: Path | None = None, **options):
     """An `sglang.Engine`, whose own processes are ended afterwards.
 

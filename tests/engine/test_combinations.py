@@ -16,7 +16,7 @@ import xgrammar
 
 import swiftkv.hf
 from tests.combinations import OFTEN, OTHERS, PARALLEL, Combination, made_of
-from tests.engine.servers import running_engine
+from tests.engine.servers import added_plugin, running_engine
 from tests.swiftkv_cases import compare, flush, generate
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tiny_lm"
@@ -91,7 +91,7 @@ def options(made: Combination) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=str)
 def served(request, tmp_path_factory, functions):
     asked = [tokenizer()(function[:150])["input_ids"] for function in functions[:16]]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, added_plugin("skew"):  # ranks whose clocks say other things
         patch.setenv("ARCTIC_SGLANG_UNTIMED", "1")  # as many drafts on a busy machine
         log = tmp_path_factory.mktemp("combined") / "engine.log"
         with running_engine(log, **options(request.param)) as engine:

@@ -1,9 +1,7 @@
 """Shift Parallelism against transformers: every mode, on ranks of a CPU, prefixes cached in one and read in another."""
 
-import os
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 
 from tests import shift_cases
 from tests.combinations import ELSEWHERE, made_of
-from tests.engine.servers import running_engine
+from tests.engine.servers import added_plugin, running_engine
 from tests.swiftkv_cases import compare, flush, generate, prompts
 
 TOLERANCE = 2e-5  # natural log; float32 on both sides
@@ -57,16 +55,6 @@ def make_model(folder, family, heads):
     return shift_cases.make_model(folder, family, **shape)
 
 
-@contextmanager
-def environment(threshold):
-    with pytest.MonkeyPatch.context() as patch:
-        if threshold == FLIP:
-            folder = str(Path(__file__).with_name("flip"))
-            patch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
-            patch.syspath_prepend(folder)
-        yield
-
-
 @pytest.fixture(scope="module", params=SERVERS, ids=lambda p: f"{p[0]}-tp{p[1]}-sp{p[2]}-{p[3]}")
 def served(request, tmp_path_factory):
     family, tp, sp, threshold = request.param
@@ -81,7 +69,8 @@ def served(request, tmp_path_factory):
     if threshold is not None:
         options |= {"enable_shift_parallel": True, "shift_parallel_threshold": threshold.replace(FLIP, "24")}
     log = folder / "engine.log"
-    with environment(threshold), running_engine(log, model_path=str(folder), **options) as engine:
+    plugin = added_plugin(FLIP) if threshold == FLIP else nullcontext()
+    with plugin, running_engine(log, model_path=str(folder), **options) as engine:
         if request.param in OFTEN:
             assert made_of(engine.server_args, "base") in ELSEWHERE["test_shift"]
         yield Served(engine, twin, str(folder), threshold or "0")
