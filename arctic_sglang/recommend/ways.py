@@ -256,7 +256,7 @@ def _unknown_speed(question: Question, way: Way, drafts: Sequence[Flag]) -> Iter
         if model.config.get("num_experts"):
             yield "the speed of a model with experts under Shift Parallelism: not measured"
         if model.swiftkv:
-            yield "SwiftKV models under Shift Parallelism on GPUs: right on CPUs, not run on a GPU"
+            yield "SwiftKV models under Shift Parallelism: measured on two GPUs alone (docs/everything.md)"
         if question.quantization or model.quantized:
             yield "the speed of fp8 under Shift Parallelism: not measured"
     if drafts:
@@ -264,7 +264,9 @@ def _unknown_speed(question: Question, way: Way, drafts: Sequence[Flag]) -> Iter
         if way.dp > 1:
             yield "speculation with --dp-size: not tried"
         if model.swiftkv:
-            yield "what speculation costs a SwiftKV model: the rows that go up after a prefill then have no CUDA graphs"
+            yield "what drafts bring a SwiftKV model in decode: not measured"
+        if question.head is not None and way.tp * way.sp > 1:
+            yield "the speed of decode with a draft head over several GPUs: not measured (docs/everything.md)"
     if question.head is not None and drafts:
         yield "whether the head was made for this model; the memory of its weights is not counted"
 
