@@ -32,6 +32,10 @@ def main() -> None:
     # Request by request, torch's attention takes minutes for as many as the others.
     count = 400 if options.get("attention_backend") == "torch_native" else 4000
     found["sampled"] = [answer["output_ids"] for answer in engine.generate([asked[3]] * count, sampled)]
+    found["long"] = [
+        len(answer["output_ids"])
+        for answer in engine.generate(asked[:8], {**sampled, "top_k": -1, "max_new_tokens": 300})
+    ]
     with open(out, "w", encoding="utf-8") as file:
         json.dump(found, file)
     engine.shutdown()

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.gpu
 
@@ -28,6 +29,12 @@ ENGINES = {
     "plain_fp8": {"quantization": "fp8"},
     "fp8": {**SUFFIX, "quantization": "fp8"},
 }
+if torch.cuda.device_count() > 1:
+    both = {**HEAD, "enable_suffix_decoding": True}
+    ENGINES |= {
+        "hybrid_on_two": {**both, "tp_size": 2},
+        "hybrid_shift": {**both, "ulysses_sequence_parallel_size": 2, "enable_shift_parallel": True},
+    }
 # A port for each engine, below those that the system hands out: of engines that start together two may be given the
 # same one else, as SGLang asks for a free port long before it binds it.
 FIRST_PORT = 25100
@@ -37,7 +44,7 @@ LOGPROB = 0.15
 
 @pytest.fixture(scope="module")
 def answers(request, tmp_path_factory):
-    """The engines that the selected tests are about, side by side on one GPU, and what each of them said."""
+    """The engines that the selected tests are about, side by side on the GPUs, and what each of them said."""
     calls = [item.callspec for item in request.session.items if item.path == request.path]
     wanted = {call.params["name"] for call in calls} | {name for name in ENGINES if "plain" in name}
     folder = tmp_path_factory.mktemp("speculation")
@@ -99,6 +106,7 @@ def test_grammars_and_samples(answers, name):
     found = answers[name]
     assert isinstance(found, dict), found
     assert all(re.fullmatch(r"(Return|Set) [a-z ]{3,20}\.", text) for text in found["constrained"])
+    assert found["long"] == [300] * 8  # ranks that chose other steps than each other would never say it
     ours, theirs = (
         Counter(tuple(ids) for ids in answers[which]["sampled"])
         for which in (name, "plain_fp8" if "fp8" in name else "plain")
