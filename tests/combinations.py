@@ -1,7 +1,8 @@
 """Which features were tried together: every pair of values is served by an engine of a test, or refused with a reason.
 
 What a request may ask for (prompt log-probabilities, a grammar, a stream, to be aborted) is asked of every engine.
-Pure: `tests/engine/test_combinations.py` runs the engines, `tests/unit/test_combinations.py` looks for gaps.
+fp8 is refused as a whole on machines without a GPU (`arctic_sglang.cpu.defaults`); on GPUs `tests/gpu` has it. Pure:
+`tests/engine/test_combinations.py` runs the engines, `tests/unit/test_combinations.py` looks for gaps.
 """
 
 import itertools

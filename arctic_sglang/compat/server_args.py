@@ -100,6 +100,8 @@ class ArcticServerArgs(_WithFlags):
             check_head_path(self.speculative_draft_model_path)
         chunk_given = self.chunked_prefill_size is not None
         super().__post_init__()
+        if Feature.CPU in features:
+            _check_cpu_model(self)
         if Feature.SHIFT in features:
             if not chunk_given:
                 _scale_prefill(self, config.ulysses_sequence_parallel_size)
@@ -184,6 +186,17 @@ def _set_cpu_defaults(args: Any, threads: int) -> None:
     for name, value in changed.items():
         setattr(args, name, value)
     logger.info("arctic-sglang: no GPU; %d threads a rank, and these defaults: %s", threads, changed)
+
+
+def _check_cpu_model(args: Any) -> None:
+    """Refuses weights that nothing here computes with.
+
+    Raises:
+        ValueError: they are so.
+    """
+    refused = defaults.cpu_refusal(args.get_model_config().quantization)
+    if refused is not None:
+        raise ValueError(refused)
 
 
 def _set_pooling_defaults(args: Any, pooling: PoolingSpec) -> None:

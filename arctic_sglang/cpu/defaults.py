@@ -38,6 +38,20 @@ def cpu_defaults(args: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def cpu_refusal(quantization: str | None) -> str | None:
+    """Why a model's weights cannot be computed with, or None.
+
+    Args:
+        quantization: SGLang's name of how they are quantised, by the flag or by the checkpoint; None: not at all.
+    """
+    if quantization != "fp8":
+        return None
+    return (
+        "quantization fp8 on a machine without a GPU: SGLang's kernels for it are Triton's and CUDA's alone; leave "
+        "--quantization out, or serve a checkpoint in bf16 or float32"
+    )
+
+
 def threads_per_rank(cores: int, ranks: int, given: int | None) -> int:
     """Threads of each rank: what was given, else an even share, at least 1."""
     return given if given is not None else max(1, cores // ranks)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from arctic_sglang.cpu.defaults import cores_of_ranks, cpu_defaults, threads_per_rank
+from arctic_sglang.cpu.defaults import cores_of_ranks, cpu_defaults, cpu_refusal, threads_per_rank
 
 
 def test_fills_what_is_missing():
@@ -20,6 +20,11 @@ def test_keeps_what_the_user_gave():
         "mem_fraction_static": 0.7,
     }
     assert not set(cpu_defaults(given)) & set(given)
+
+
+def test_fp8_is_refused_and_what_is_not_quantised_is_served():
+    assert cpu_refusal(None) is None
+    assert "without a GPU" in cpu_refusal("fp8")
 
 
 def test_room_for_one_long_text():
