@@ -223,7 +223,7 @@ def engines(
             )
         running = {}
         for arm, child in found.items():
-            options = engine_options(arm, args, tokens, folder / "head" if ARMS[arm].head else None)
+            options = engine_options(arm, args, tokens, args.draft_head or folder / "head")
             if not isinstance(child, Child):
                 record.arm(arm, {"options": options, "beside": beside})
                 record.failed(arm, child)
@@ -301,6 +301,10 @@ def settle(options: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Fills in what depends on other options, and refuses what does not go together."""
     if args.gpus % args.base_tp:
         options.error(f"--base-tp {args.base_tp} does not divide --gpus {args.gpus}")
+    if args.draft_head and not (args.draft_head / "config.json").is_file():
+        options.error(
+            f"--draft-head {args.draft_head} has no config.json: the folder of a draft head is wanted"
+        )
     if args.swiftkv_model and not args.model:
         options.error("--swiftkv-model is compared with the checkpoint it was made of: give --model too")
     settle_source(args)

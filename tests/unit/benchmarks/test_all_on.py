@@ -54,6 +54,15 @@ def test_shift_with_swiftkv_is_held_to_figures_and_its_decode_to_tp():
     assert verdicts(table(swiftkv=FAST, reached=False)["mix"]) == {}
 
 
+def test_a_head_that_is_not_there_is_refused_and_none_is_written_in_its_place(tmp_path, capsys):
+    speed, head = load("all_on_speed"), ROOT / "examples" / "tiny_lm" / "speculator"
+    assert speed.parse(["--draft-head", str(head)]).draft_head == head
+    with pytest.raises(SystemExit):
+        speed.parse(["--draft-head", str(tmp_path / "absent")])
+    assert "has no config.json" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_shown_names_what_is_not_met():
     text = load("all_on_speed").show(table(tp=SLOW, swiftkv=FAST))
     assert "NOT MET: swiftkv, at most 38.00 ms" in text
