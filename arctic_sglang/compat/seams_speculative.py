@@ -35,6 +35,16 @@ ROWS: tuple[Seam, ...] = (
         params=("req_pool_indices", "req_to_token", "start_offset", "end_offset", "out_cache_loc", "batch_size"),
     ),
     _row(
+        "slots", "speculative.eagle_utils.eagle_prepare_for_decode",
+        "SGLang hands out KV slots in every step, and past the end of a row where the context is nearly full.",
+        kind=Kind.AROUND, hook="speculative.sglang_worker.slots:around_prepare_for_decode", params=("batch",),
+    ),
+    _row("alloc", "mem_cache.allocation.alloc_for_spec_decode", "Hands out KV slots.",
+         params=("tree_cache", "req_to_token_pool", "reqs", "req_pool_indices", "cur_kv_lens", "cur_kv_lens_cpu",
+                 "nxt_kv_lens", "nxt_kv_lens_cpu", "num_needed_tokens", "batch")),
+    _row("reserve", "mem_cache.allocation_sizing.get_alloc_reserve_per_decode",
+         "Tokens that two steps with the widest drafts take, as SGLang counts on them."),
+    _row(
         "draft_pool", "mem_cache.kv_cache_builder.get_draft_kv_pool",
         "SGLang takes it that every draft has a model with a KV cache of its own.",
         kind=Kind.AROUND, hook="speculative.sglang_worker.algorithm:around_get_draft_kv_pool",

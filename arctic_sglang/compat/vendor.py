@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 _NAMES = {
+    "alloc_for_spec_decode": "sglang.srt.mem_cache.allocation",
     "BaseSpecWorker": "sglang.srt.speculative.base_spec_worker",
     "build_grammar_vocab_mask": "sglang.srt.speculative.spec_utils",
     "CaptureHiddenMode": "sglang.srt.model_executor.forward_batch_info",
@@ -16,6 +17,7 @@ _NAMES = {
     "DecodeCudaGraphRunner": "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
     "DFlashVerifyInput": "sglang.srt.speculative.dflash_info",
     "FutureMap": "sglang.srt.managers.overlap_utils",
+    "get_alloc_reserve_per_decode": "sglang.srt.mem_cache.allocation_sizing",
     "get_context": "sglang.srt.runtime_context",
     "get_spec": "sglang.srt.runtime_context",
     "get_tp_group": "sglang.srt.distributed.parallel_state",

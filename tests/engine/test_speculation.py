@@ -76,6 +76,23 @@ def test_greedy_answers_are_the_same(suffix, plain):
     assert sum(answer["meta_info"]["completion_tokens"] for answer in again) > 2 * steps
 
 
+def test_answers_to_the_end_of_the_context(suffix, tiny_engine, functions):
+    """A request near it is given no slots in the row of the next."""
+    text = tiny_engine.tokenizer_manager.tokenizer.encode("".join(functions[64:128]))
+    asked = [text[:990], text[500:1500], text[40:60]]
+    sampling = [{"temperature": 0, "max_new_tokens": 1024 - len(ids), "ignore_eos": True} for ids in asked]
+    sampling[2]["max_new_tokens"] = 60
+    found, wanted = (
+        engine.generate(input_ids=asked, sampling_params=sampling) for engine in (suffix, tiny_engine)
+    )
+    assert [answer["output_ids"] for answer in found] == [answer["output_ids"] for answer in wanted]
+    assert [answer["meta_info"]["completion_tokens"] for answer in found] == [
+        32,
+        22,
+        60,
+    ]  # SGLang keeps two back
+
+
 @pytest.mark.full  # test_combinations has such an engine each time
 def test_greedy_answers_of_a_head_and_the_index_on_two_ranks(hybrid, plain):
     asked = list(plain)[:40]
