@@ -95,7 +95,7 @@ class Calibration:
         keys: int64 [sources, longest + 1], where the factor of a source's drafts of a length is kept.
     """
 
-    def __init__(self, longest: int, *, window: int = 128, prior: int = 8) -> None:
+    def __init__(self, longest: int, *, window: int = 128, prior: int = 4) -> None:
         octaves = np.array([length.bit_length() for length in range(longest + 1)], np.int64)
         sources = np.arange(len(Source), dtype=np.int64)
         self.keys = sources[:, None] * (octaves[-1] + 1) + octaves
@@ -124,13 +124,14 @@ class Probes:
         """A try came out well: the next one soon, until what is observed says the same."""
         self._pause = 1
 
-    def due(self, *, unsure: bool = False) -> bool:
+    def due(self, steps: int = 1, *, unsure: bool = False) -> bool:
         """Counts a refusal; True when this one should be tried all the same.
 
         Args:
+            steps: for which it stands.
             unsure: too little is known to wait for longer than at first.
         """
-        self._refused += 1
+        self._refused += steps
         if unsure:
             self._pause = min(self._pause, self._first)
         if self._refused < self._pause:
@@ -168,16 +169,18 @@ class Excess(NamedTuple):
     """Seconds that steps take above the cost table.
 
     Attributes:
-        plain: of a step without drafts.
+        plain: of a step without drafts, after asking for them.
         wide: of one with the suffix index's drafts.
         head: of one with the head's, its own time included.
         unsure: few steps with the head's drafts were seen, or none.
+        asking: of `plain`, what asking takes; 0 while the device is the slower one.
     """
 
     plain: float = 0.0
     wide: float = 0.0
     head: float = 0.0
     unsure: bool = False
+    asking: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,13 +251,16 @@ class Policy:
         # A head gives no score and so promises all.
         return Picked(sources, lengths, np.where(own, drafts.scores, lengths).astype(np.float32))
 
-    def choose(self, drafts: Drafts, room: Int32 | None = None, excess: Excess | None = None) -> Choice:
+    def choose(
+        self, drafts: Drafts, room: Int32 | None = None, excess: Excess | None = None, *, steps: int = 1
+    ) -> Choice:
         """The width for this step, and whether the head drafts; counts drafts that are refused. Once a step.
 
         Args:
             drafts: the suffix index's.
             room: as for `pick`; None: no head.
             excess: what steps take above the table.
+            steps: this one and those before it for which nobody asked.
         """
         self._excess = excess = excess or Excess()
         batch = len(drafts)
@@ -268,12 +274,12 @@ class Policy:
             if joined and more > rate:
                 self._paid(Source.HEAD, *(Source.SUFFIX,) * bool((sources == Source.SUFFIX).any()))
                 return Choice(self.table.widths[joined], head=True)
-            if self._probes[Source.HEAD].due(unsure=excess.unsure):
+            if self._probes[Source.HEAD].due(steps, unsure=excess.unsure):
                 joined, _ = self._best(1, batch, excess.plain, excess.head, forced=True)
                 return Choice(self.table.widths[joined], head=joined > 0, probing=joined > 0)
         if index:
             self._paid(Source.SUFFIX)
-        elif self._yields[0, -1] and self._probes[Source.SUFFIX].due():
+        elif self._yields[0, -1] and self._probes[Source.SUFFIX].due(steps):
             index, _ = self._best(0, batch, excess.plain, excess.wide, forced=True)
             return Choice(self.table.widths[index], probing=index > 0)
         return Choice(self.table.widths[index])

@@ -56,9 +56,9 @@ class Plan:
     seconds: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def plain(cls, rows: int) -> "Plan":
-        """Without drafts."""
-        return cls(1, Drafts.nothing(rows), Picked.none(rows), Kind.PLAIN)
+    def plain(cls, rows: int, *, asked: bool = False) -> "Plan":
+        """Without drafts; `asked`: there were none worth checking."""
+        return cls(1, Drafts.nothing(rows), Picked.none(rows), Kind.ASKED if asked else Kind.PLAIN)
 
 
 class Mark(Protocol):
@@ -118,6 +118,7 @@ class Drafting:
         self._alone = alone
         self._last: Mark | None = None
         self._pause = 0
+        self._unasked = 0  # steps since drafts were asked for
         self._statistics = statistics
         self._waited = 0.0
         self._launched: _Launched | None = None
@@ -133,9 +134,10 @@ class Drafting:
             if self._pause:
                 self._pause -= 1
             elif self._pace is None or not self._pace.due(now):
-                plan = self._plan(batch.reqs, now)
-                if plan is None and self._pace is not None:
+                plan = self._plan(batch.reqs, now) or Plan.plain(rows, asked=True)
+                if plan.width == 1 and self._pace is not None:
                     self._pause = self._pace.pause(now, self._policy.table.cost(rows, 1))
+        self._unasked += plan is None
         plan = plan or Plan.plain(rows)
         if self._pace is not None:
             self._pace.planned(now, plan.kind)
@@ -186,7 +188,8 @@ class Drafting:
         # Who need not wait for the newest tokens takes them in at once.
         waits = self._in_flight() and not (self._alone and self._done())
         drafts, room = self._ask(requests, {} if waits else self._late())
-        choice = self._policy.choose(drafts, room, excess)
+        choice = self._policy.choose(drafts, room, excess, steps=1 + self._unasked)
+        self._unasked = 0
         width = choice.width
         room = room if choice.head else None
         if width > 1 and waits and self._suffix and drafts.lengths.any():

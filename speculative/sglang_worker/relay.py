@@ -99,7 +99,7 @@ def future_map(*args: Any, **kwargs: Any) -> Any:
         def publish(self, future_indices: torch.Tensor, new_seq_lens: torch.Tensor, *rest: Any) -> None:
             super().publish(future_indices, new_seq_lens, *rest)
             known = getattr(new_seq_lens, _KNOWN, None)
-            if known is not None:
+            if known is not None and self.needs_cpu_seq_lens:
                 rows, lengths = known
                 self._on_host[rows] = -1 if lengths is None else lengths.to(torch.int64)
 

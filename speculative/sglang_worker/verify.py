@@ -48,8 +48,8 @@ def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
     out = worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
     if batch.has_grammar and barrier is not None:
         barrier()
+    # Ranks sample alike, or not at all alike: SGLang takes that for granted of every plain step.
     tokens = runner.sample(out.logits_output, forward_batch)
-    _agree(tokens, batch.sampling_info)
     _stack_logprobs(out.logits_output, batch)
     lengths = torch.ones(len(tokens), dtype=torch.int32)  # on the host, where SGLang wants them
     hidden = out.logits_output.hidden_states
