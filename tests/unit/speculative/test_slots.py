@@ -127,4 +127,6 @@ def test_other_algorithms_keep_sglangs_way(handed_out):
     batch, told = Batch([10]), []
     batch.spec_algorithm = object()
     slots.around_prepare_for_decode(told.append, batch)
-    assert told == [batch] and handed_out == [] and batch.reqs[0].decode_batch_idx == 0
+    assert told == [batch]
+    assert handed_out == []
+    assert batch.reqs[0].decode_batch_idx == 0
