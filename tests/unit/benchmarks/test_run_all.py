@@ -15,7 +15,7 @@ BENCHMARKS = ROOT / "benchmarks"
 TINY = ROOT / "examples" / "tiny_lm" / "model"
 # Committed results of another state or setting than the claim's own, and of no claim.
 OTHERS = {
-    "all_on_llama-3.1-8b_2_until_decode",
+    "all_on_llama-3.1-8b_2_without_drafts",
     "batch_prefix_first_rows_ahead",
     "batch_prefix_full_cache_before",
     "device_parity_first_model",
