@@ -249,3 +249,25 @@ def test_drafts_among_asking_in_vain_make_plain_steps_due_as_seldom_as_drafts_do
     for step in range(500):
         assert not pace.due(now)
         pace.planned(now, Kind.WIDE if step % 60 == 0 else Kind.ASKED)
+
+
+@pytest.mark.parametrize(("device", "most", "least"), [(4.2e-3, 0.15, 0.0), (8e-3, 1.0, 0.9)])
+def test_asking_in_vain_stops_where_it_holds_the_device_up(device, most, least):
+    """The host needs 4.2 ms for a plain step and 5.2 with asking; the first steps are slow, and so is every other third
+    of a thousand.
+    """
+    draw, pace = np.random.default_rng(0), Pace(WAIT, every=64)
+    now, pause, asked = Circumstances(64), 0, []
+    for step in range(3000):
+        kind = Kind.PLAIN
+        if pause:
+            pause -= 1
+        elif not pace.due(now):
+            kind, pause = Kind.ASKED, pace.pause(now, device)
+        pace.planned(now, kind)
+        host = (5.2e-3 if kind is Kind.ASKED else 4.2e-3) * (4 / 3 if step // 333 % 2 else 1)
+        took = (max(device, host) + (3e-3 if step < 40 else 0)) * draw.uniform(0.98, 1.02)
+        pace.observe(now, kind, took, 0.98 * device)
+        asked.append(kind is Kind.ASKED)
+    share = sum(asked[600:]) / len(asked[600:])
+    assert least <= share <= most
