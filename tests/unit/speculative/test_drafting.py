@@ -194,6 +194,30 @@ def test_a_host_without_time_asks_seldom():
     assert asked == [1, 1, 1, 2, 2, 2, 3]
 
 
+def test_steps_without_drafts_are_told_apart_by_whether_anybody_was_asked():
+    pace = Paced(pause=2)
+    plan_of, _ = planner(Played(after=100), pace=pace)
+    one = Asked("a", [1], [5])
+    for _ in range(4):
+        assert plan_of.plan(batch(one)).width == 1
+    assert [kind for _, kind in pace.kinds] == [Kind.ASKED, Kind.PLAIN, Kind.PLAIN, Kind.ASKED]
+
+
+def test_the_policy_hears_how_many_steps_nobody_asked(monkeypatch):
+    plan_of, _ = planner(Played(after=100), pace=Paced(pause=2))
+    one, heard = Asked("a", [1], [5]), []
+    choose = plan_of._policy.choose
+
+    def noted(*args, steps=1):
+        heard.append(steps)
+        return choose(*args, steps=steps)
+
+    monkeypatch.setattr(plan_of._policy, "choose", noted)
+    for _ in range(7):
+        plan_of.plan(batch(one))
+    assert heard == [1, 3, 3]
+
+
 def test_what_is_found_after_a_pause_is_drafted():
     played = Played(after=2)
     plan_of, _ = planner(played, pace=Paced(pause=1))

@@ -392,6 +392,11 @@ def test_compiled_learning_is_the_twins(rows, width):
     assert np.array_equal(sums, wanted)
 
 
+def test_a_refusal_may_stand_for_several_steps():
+    probes = Probes(first=8, last=64)
+    assert [probes.due(4) for _ in range(6)] == [False, True, False, False, False, True]
+
+
 def test_probes_back_off():
     probes = Probes(first=2, last=8)
     due = [step for step in range(1, 40) if probes.due()]
