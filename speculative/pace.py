@@ -11,10 +11,6 @@ decode step, as the host has had the prefill's time to prepare it. A plain step 
 one was, and says nothing of what plain steps in a row take, which overlap: so plain ones come in short runs, and the
 first of a run does not count.
 
-Asking for drafts takes the host time, which costs nothing while the device is the slower one. Whether it is follows
-from plain steps as well: those that come after asking in vain are a kind of their own, and what they take longer than
-others is what asking costs. Where that is more than a little, it is left out for some steps.
-
 An estimate is the mean of the latest samples without their highest and lowest quarter. The differences that decide
 are of a tenth of a millisecond, and hosts have pauses of several, which have other reasons.
 
@@ -24,7 +20,7 @@ unit is, and those with drafts how far the guess is off.
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +33,16 @@ _OCTAVES = 16
 _ENOUGH = 8  # samples before an estimate is used
 _SURE = 32  # samples of steps with the head's drafts after which they are tried less and less often
 _WINDOW = 64  # samples that an estimate remembers
-_SHARE = 0.02  # of a plain step's time, for asking in vain
-_PAUSE = 32  # steps without asking at most, so that text which begins to repeat is soon seen
 _RUN = 4  # plain steps at a time when one is due
-# Other steps before a plain one is due: it was never seen enough of; all of them asked in vain; drafts were checked.
-_SOON, _VAIN, _LATE = 8, 64, 512
+_SOON, _LATE = 8, 512  # steps with drafts in a row before a plain one is due: never seen enough of, and seen
 
 
 class Kind(IntEnum):
     """Of a step."""
 
-    PLAIN = 0  # nobody was asked for drafts
+    PLAIN = 0
     WIDE = 1  # with drafts of the index
     HEAD = 2  # with the head's drafts too
-    ASKED = 3  # plain, as there was no draft worth checking
 
 
 class Circumstances(NamedTuple):
@@ -94,10 +86,9 @@ class Pace:
         self._samples = np.zeros((2, _OCTAVES, len(Kind)))
         self._changed: set[tuple[int, int, int]] = set()
         self._plain = np.zeros((2, _OCTAVES), np.int64)  # plain steps that were planned
-        self._since = np.zeros((2, _OCTAVES), np.int64)  # others that were planned since the last of them
-        self._vain = np.zeros(
+        self._since = np.zeros(
             (2, _OCTAVES), np.int64
-        )  # the latest of those, as far as all of them asked in vain
+        )  # steps with drafts that were planned since the last of them
         self._used = self._filled(self._means, self._samples)
         self._left = 0  # plain steps that are due
         self._steps = 0
@@ -106,23 +97,10 @@ class Pace:
         """Of each kind of step, in the table's unit; without the head's own time, which is part of the cost."""
         return self._used[now.place]
 
-    def pause(self, now: Circumstances, seconds: float) -> int:
-        """Steps to leave out before asking for drafts again when there were none worth checking.
-
-        Nothing is left out while the host has time. Where it has none, asking in vain may take 2 % of it.
-
-        Args:
-            now: circumstances.
-            seconds: of a plain step by the cost table.
-        """
-        excess = self.excess(now)
-        return min(_PAUSE, int(excess.asking / (_SHARE * (seconds + excess.plain - excess.asking))))
-
     def due(self, now: Circumstances) -> bool:
-        """Whether the next step should be plain, with nobody asked, so that it is known what that takes."""
+        """Whether the next step should be plain so that it is known what that takes."""
         place = now.place
-        known = self._plain[place] >= _ENOUGH
-        if self._since[place] >= (_LATE if known else _SOON) or self._vain[place] >= _VAIN:
+        if self._since[place] >= (_LATE if self._plain[place] >= _ENOUGH else _SOON):
             self._left = _RUN
         return self._left > 0
 
@@ -133,14 +111,12 @@ class Pace:
             now: its circumstances.
             kind: of the step.
         """
-        place = now.place
         if kind is Kind.PLAIN:
             self._left = max(self._left - 1, 0)
-            self._plain[place] += not now.drafted
-            self._since[place] = self._vain[place] = 0
+            self._plain[now.place] += not now.drafted
+            self._since[now.place] = 0
         else:
-            self._since[place] += 1
-            self._vain[place] = self._vain[place] + 1 if kind is Kind.ASKED else 0
+            self._since[now.place] += 1
 
     def observe(self, then: Circumstances, kind: Kind, seconds: float | None, cost: float) -> None:
         """A decode step is over.
@@ -151,7 +127,7 @@ class Pace:
             seconds: from the end of the step before it to its own; None: not known.
             cost: by the table.
         """
-        alike = kind not in (Kind.PLAIN, Kind.ASKED) or not then.drafted
+        alike = kind is not Kind.PLAIN or not then.drafted
         if alike and seconds is not None and np.isfinite(seconds) and np.isfinite(cost):
             at = (*then.place, int(kind))
             sample = self._guess(at, seconds, cost) if self._guessed else self._above(at, seconds, cost)
@@ -195,26 +171,14 @@ class Pace:
                     before = filled[0, octave]
                 known = samples[behind, octave] >= _ENOUGH
                 found = means[behind, octave].tolist()
-                plain, asking = self._plainly(known, found, before)
+                plain = before.plain if self._guessed or not known[Kind.PLAIN] else found[Kind.PLAIN]
                 wide = found[Kind.WIDE] if known[Kind.WIDE] else before.wide
                 if not known[Kind.WIDE] and not self._guessed:
                     wide = max(wide, plain + self._wait)
                 head = found[Kind.HEAD] if known[Kind.HEAD] else max(before.head, wide)
                 unsure = bool(samples[behind, octave, Kind.HEAD] < _SURE)
-                before = filled[behind, octave] = Excess(plain, wide, head, unsure, asking)
+                before = filled[behind, octave] = Excess(plain, wide, head, unsure)
         return filled
-
-    def _plainly(self, known: Any, found: list[float], before: Excess) -> tuple[float, float]:
-        """Of plain steps after asking, and their part of it that is due to asking."""
-        if self._guessed:  # its unit is a plain step's time
-            base: float | None = 0.0
-        else:
-            base = found[Kind.PLAIN] if known[Kind.PLAIN] else None
-        asked = found[Kind.ASKED] if known[Kind.ASKED] else None
-        if base is None:
-            return before.plain if asked is None else asked, before.asking
-        asking = before.asking if asked is None else max(0.0, asked - base)
-        return base + asking, asking
 
 
 def _middle(samples: Float64) -> float:

@@ -140,6 +140,41 @@ class Probes:
         return True
 
 
+class Patience:
+    """How often to ask for drafts where there are none worth checking.
+
+    Asking takes the host's time, and where the device is the faster one of the two that is a step's time. So after
+    `share` steps in a row without a draft token that came true every other step asks, after twice as many every third,
+    and so on up to one in `most` + 1. Of the time without drafts 1 / `share` more is lost at most when there are some
+    again.
+    """
+
+    def __init__(self, share: int = 32, most: int = 32) -> None:
+        self._share, self._most = share, most
+        self._vain = self._left = 0
+
+    def asks(self, *, joined: bool = False) -> bool:
+        """Whether the next step asks; counts it.
+
+        Args:
+            joined: there may be requests that nobody asked about yet.
+        """
+        self._vain += 1
+        if self._left and not joined:
+            self._left -= 1
+            return False
+        self._left = min(self._most, self._vain // self._share)
+        return True
+
+    def found(self) -> None:
+        """There was a draft worth checking: the next step asks too."""
+        self._left = 0
+
+    def came_true(self) -> None:
+        """Tokens of drafts were accepted."""
+        self._vain = self._left = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Picked:
     """The draft of each request after two sources were asked.
@@ -169,18 +204,16 @@ class Excess(NamedTuple):
     """Seconds that steps take above the cost table.
 
     Attributes:
-        plain: of a step without drafts, after asking for them.
+        plain: of a step without drafts.
         wide: of one with the suffix index's drafts.
         head: of one with the head's, its own time included.
         unsure: few steps with the head's drafts were seen, or none.
-        asking: of `plain`, what asking takes; 0 while the device is the slower one.
     """
 
     plain: float = 0.0
     wide: float = 0.0
     head: float = 0.0
     unsure: bool = False
-    asking: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

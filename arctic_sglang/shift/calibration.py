@@ -2,10 +2,10 @@
 
 Measured are a model's first layers without their attention, which is the same work in both modes. On GPUs they are
 captured into CUDA graphs, as steps of these sizes are, so that it is the GPUs' time that counts. It also makes both
-modes' kernels ready before the first request. All ranks take part; a step takes what the slowest of them takes.
+modes' kernels ready before the first request. All ranks take part; a step takes what the slowest of them takes, and
+the least that was seen is what it takes where nobody else uses the GPUs (`timing`).
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed
 
 from arctic_sglang.compat import vendor
@@ -22,15 +24,15 @@ from arctic_sglang.shift.layers import Shift
 from arctic_sglang.shift.policy import Mode, Timing
 from arctic_sglang.shift.symmetric import Widths
 from arctic_sglang.shift.topology import Tokens
+from arctic_sglang.timing import Least, least
 
 _LAYERS = 4
-_REPEATS = 9
-_DROPPED = 2  # of them, the first
+_REPEATS = 8  # at a time
 
 
 def measure(
     model: Any, shift: Shift, sizes: list[int], device: torch.device, dtype: torch.dtype
-) -> list[Timing]:
+) -> tuple[list[Timing], bool]:
     """Times steps in both modes.
 
     Args:
@@ -40,18 +42,22 @@ def measure(
         device: of the model.
         dtype: of its activations.
 
+    Returns:
+        The times, and whether all of them were steady: nobody else was using the GPUs.
+
     Raises:
         ValueError: its layers cannot be run by themselves.
     """
     layers = list(model.model.layers)[:_LAYERS]
-    hidden, found = model.config.hidden_size, []
+    kind, found, steady = (model.config.hidden_size, device, dtype), [], True
     with torch.no_grad(), _without_attention(layers):
         for size in sizes:
-            seconds = {mode: _seconds(layers, shift, mode, size, (hidden, device, dtype)) for mode in Mode}
-            found.append(Timing(size, seconds[Mode.TENSOR], seconds[Mode.SEQUENCE]))
+            took = {mode: _took(layers, shift, mode, size, kind) for mode in Mode}
+            found.append(Timing(size, took[Mode.TENSOR].seconds, took[Mode.SEQUENCE].seconds))
+            steady = steady and all(one.steady for one in took.values())
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return found
+    return found, steady
 
 
 def exchanges(
@@ -74,7 +80,7 @@ def exchanges(
         heads = torch.zeros(size, widths.rows, device=device, dtype=dtype)
         run = partial(_both, exchange, rows, heads, tokens)
         run()  # kernels are compiled outside of graphs
-        found[size] = _slowest(run, device)
+        found[size] = _least(run, device, rounds=1).seconds
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return found
@@ -95,9 +101,9 @@ def warm(model: Any, shift: Shift, sizes: list[int], device: torch.device, dtype
                     _runner(layers, shift, size, (model.config.hidden_size, device, dtype))()
 
 
-def _seconds(
+def _took(
     layers: list[Any], shift: Shift, mode: Mode, size: int, kind: tuple[int, torch.device, torch.dtype]
-) -> float:
+) -> Least:
     """What the layers take on a step in a mode."""
     with shift.step(size, mode):
         run = _runner(layers, shift, size, kind)
@@ -109,15 +115,24 @@ def _seconds(
                 f"({type(error).__name__}: {error}); give a number of tokens instead"
             )
             raise ValueError(msg) from error
-        return _slowest(run, kind[1])
+        return _least(run, kind[1])
 
 
-def _slowest(run: Callable[[], None], device: torch.device) -> float:
-    """The median over the repeats, of the slowest rank."""
-    times = _graph_times(run) if device.type == "cuda" else _plain_times(run)
-    median = torch.tensor(statistics.median(times[_DROPPED:]), dtype=torch.float64)
-    distributed.all_reduce(median, op=distributed.ReduceOp.MAX, group=vendor.get_tp_group().cpu_group)
-    return median.item()
+def _least(run: Callable[[], None], device: torch.device, **rounds: int) -> Least:
+    """What it takes, of the slowest rank; `rounds` as of `least`."""
+    once = _replayed(run) if device.type == "cuda" else partial(_plainly, run)
+    group = vendor.get_tp_group()
+
+    def sample() -> NDArray[np.float64]:
+        times = []
+        for _ in range(_REPEATS):
+            group.barrier()
+            times.append(once())
+        slowest = torch.tensor(times, dtype=torch.float64)
+        distributed.all_reduce(slowest, op=distributed.ReduceOp.MAX, group=group.cpu_group)
+        return slowest.numpy()
+
+    return least(sample, **rounds)
 
 
 def _runner(
@@ -144,30 +159,28 @@ def _runner(
     return run
 
 
-def _plain_times(run: Callable[[], None]) -> list[float]:
-    found = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return found
+def _plainly(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
-def _graph_times(run: Callable[[], None]) -> list[float]:
-    graph, found = torch.cuda.CUDAGraph(), []
+def _replayed(run: Callable[[], None]) -> Callable[[], float]:
+    """Replays it as a CUDA graph, and says how many seconds the GPU took."""
+    graph = torch.cuda.CUDAGraph()
     # SGLang's, which tells its all-reduce of the buffers in the graph.
     with vendor.graph_capture() as capture, torch.cuda.graph(graph, stream=capture.stream):
         run()
-    group = vendor.get_tp_group()
-    for _ in range(_REPEATS):
-        group.barrier()
+
+    def once() -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        found.append(start.elapsed_time(end) / 1000)
-    return found
+        return start.elapsed_time(end) / 1000
+
+    return once
 
 
 @contextmanager

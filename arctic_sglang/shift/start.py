@@ -1,5 +1,6 @@
 """What happens once, when a model has been switched: memory for exchanges, warming, times, the threshold."""
 
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from arctic_sglang.shift.layers import Shift, Switched, SwitchedOutput, Switched
 from arctic_sglang.shift.measured import Situation
 from arctic_sglang.shift.policy import Policy, crossover
 from arctic_sglang.shift.symmetric import Symmetric, Widths
+
+logger = logging.getLogger(__name__)
 
 
 def symmetric(runner: Any, slow: Collectives, shift: Shift, switched: list[Switched]) -> Symmetric:
@@ -56,10 +59,24 @@ def get_ready(runner: Any, shift: Shift, switched: list[Switched], *, auto: bool
     )  # fmt: skip
     known = [measured.load(env.cache_folder(), situation)] if shift.rank == 0 else [None]
     distributed.broadcast_object_list(known, src=group.ranks[0], group=group.cpu_group)
-    shift.timings = known[0] or calibration.measure(runner.model, shift, measured.sizes(chunk), *of)
+    shift.timings, steady = known[0], True
+    if not shift.timings:
+        shift.timings, steady = calibration.measure(runner.model, shift, measured.sizes(chunk), *of)
     shift.policy = Policy(crossover(shift.timings))
     if shift.rank == 0 and known[0] is None:
+        _keep(situation, shift, steady=steady)
+
+
+def _keep(situation: Situation, shift: Shift, *, steady: bool) -> None:
+    """Keeps the times for later starts, unless others were using the GPUs meanwhile."""
+    if steady:
         measured.store(env.cache_folder(), situation, shift.timings)
+        return
+    logger.warning(
+        "arctic-sglang: --shift-parallel-threshold auto was measured while others were using the GPUs, and came out as "
+        "%s tokens, from times that are not steady: they are not kept. Start again when nobody does, or give a number",
+        "any number of" if shift.policy.threshold is None else shift.policy.threshold,
+    )
 
 
 def told(shift: Shift, switched: list[Switched]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from speculative.base import Drafts, Int32
 from speculative.metrics import Statistics
 from speculative.pace import Circumstances, Kind, Pace
-from speculative.policy import Excess, Picked, Policy, Source
+from speculative.policy import Excess, Patience, Picked, Policy, Source
 from speculative.requests import Requests
 
 
@@ -56,9 +56,9 @@ class Plan:
     seconds: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def plain(cls, rows: int, *, asked: bool = False) -> "Plan":
-        """Without drafts; `asked`: there were none worth checking."""
-        return cls(1, Drafts.nothing(rows), Picked.none(rows), Kind.ASKED if asked else Kind.PLAIN)
+    def plain(cls, rows: int) -> "Plan":
+        """Without drafts."""
+        return cls(1, Drafts.nothing(rows), Picked.none(rows), Kind.PLAIN)
 
 
 class Mark(Protocol):
@@ -117,7 +117,7 @@ class Drafting:
         self._mark = mark
         self._alone = alone
         self._last: Mark | None = None
-        self._pause = 0
+        self._patience = Patience()
         self._unasked = 0  # steps since drafts were asked for
         self._statistics = statistics
         self._waited = 0.0
@@ -130,21 +130,27 @@ class Drafting:
         rows = len(batch.reqs)
         now = self._now(rows)
         plan = None
-        if self._policy.limit(rows) and not batch.sampling_info.has_custom_logit_processor:
-            if self._pause:
-                self._pause -= 1
-            elif self._pace is None or not self._pace.due(now):
-                plan = self._plan(batch.reqs, now) or Plan.plain(rows, asked=True)
-                if plan.width == 1 and self._pace is not None:
-                    self._pause = self._pace.pause(now, self._policy.table.cost(rows, 1))
-        self._unasked += plan is None
-        plan = plan or Plan.plain(rows)
+        if self._asks(batch, now):
+            plan = self._plan(batch.reqs, now)
+        else:
+            self._unasked += 1
+        if plan is None:
+            plan = Plan.plain(rows)
+        else:
+            self._patience.found()
         if self._pace is not None:
             self._pace.planned(now, plan.kind)
         drafting = time.perf_counter() - started - self._waited
         plan = replace(plan, seconds=(drafting, self._waited))
         self._pending.append(_Pending(plan, now))
         return plan
+
+    def _asks(self, batch: Any, now: Circumstances) -> bool:
+        if not self._policy.limit(now.rows) or batch.sampling_info.has_custom_logit_processor:
+            return False
+        if self._pace is not None and self._pace.due(now):
+            return False
+        return self._patience.asks(joined=now.prefilled)
 
     def launched(self, batch: Any, result: Any, *, prefill: bool) -> None:
         """A step has been launched; `result` will hold its tokens."""
@@ -169,6 +175,8 @@ class Drafting:
             took = step.begin.elapsed_time(step.end) / 1e3
         if plan.width > 1:
             self._policy.observe(plan.picked, plan.width, counts)
+            if counts.any():
+                self._patience.came_true()
         if self._pace is not None:
             self._pace.observe(step.now, plan.kind, took, self._cost(plan))
         if self._statistics is not None:

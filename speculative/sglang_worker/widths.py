@@ -8,22 +8,27 @@ width are put in the runner's place while it runs. Width 1 is the runner's own p
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import distributed
 
 from arctic_sglang.compat import vendor
+from arctic_sglang.timing import least
 from speculative.sglang_worker.algorithm import Verifying
 from speculative.sglang_worker.verify import chain_input
 
 logger = logging.getLogger(__name__)
 # Batch sizes that verify steps are captured for; plain decode keeps SGLang's.
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-# Tokens of a step for which there is room at least, however small plain decode's largest batch is.
-LEAST_TOKENS = 64
-REPLAYS = 5
+# Tokens of the largest step: times plain decode's largest batch, for which SGLang leaves memory, and at least. A batch
+# of a quarter of that size, whose drafts all come true, is bound by the host if it may not take 8 tokens at a time.
+WIDER, LEAST_TOKENS = 2, 64
+REPLAYS = 5  # at a time
 # Backends whose captured plans may be replayed as they are, which is how a step's time is measured.
 _REPLAYABLE = ("FlashAttentionBackend", "TritonAttnBackend")
 
@@ -105,12 +110,19 @@ class Widths:
         """Seconds of each captured step by (batch size, width), with KV caches of one token; empty without graphs."""
         if type(self._runner.attn_backend).__name__ not in _REPLAYABLE:
             return {}
-        return {
-            (rows, width): _seconds(shape.graphs, rows)
+        times = {
+            (rows, width): least(_sampler(shape.graphs, rows))
             for width, shape in sorted(self._shapes.items())
             for rows in shape.batches
             if rows in BATCHES or width > 1
         }
+        unsteady = sum(not time.steady for time in times.values())
+        if unsteady:
+            logger.warning(
+                "arctic-sglang: others were using the GPUs while steps were timed: %d of %d times are not steady, and "
+                "drafts may be checked where that does not pay, or not where it does", unsteady, len(times),
+            )  # fmt: skip
+        return {of: time.seconds for of, time in times.items()}
 
     def _build(self, width: int, hidden: bool) -> _Shape | None:
         runner, own = self._runner, self._shapes[1]
@@ -136,7 +148,7 @@ class Widths:
         }
         algorithm, sizes, workspace = runner.spec_algorithm, decode.bs, runner.init_new_workspace
         logits, largest = runner.graph_shared_output, max(own.batches, default=0)
-        tokens = max(largest, LEAST_TOKENS)
+        tokens = max(WIDER * largest, LEAST_TOKENS)
         batches = [rows for rows in BATCHES if rows <= largest and rows * width <= tokens]
         try:
             runner.graph_shared_output = self._logits(tokens) if largest else logits
@@ -162,16 +174,25 @@ class Widths:
         return self._wide_logits
 
 
-def _seconds(graphs: Any, rows: int) -> float:
-    """Seconds of a captured step, replayed as SGLang replays it, with dummy requests of one token."""
+def _sampler(graphs: Any, rows: int) -> Callable[[], NDArray[np.float64]]:
+    """Times a captured step, replayed as SGLang replays it, with dummy requests of one token."""
     forward_batch, backend, _ = graphs.capture_prepare(rows)
-    key = graphs._make_graph_key(rows)
-    with vendor.forward_context(vendor.ForwardContext(attn_backend=backend)):
-        backend.init_forward_metadata_out_graph(forward_batch)
-        graphs.backend.replay(key, forward_batch)
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(REPLAYS):
-            graphs.backend.replay(key, forward_batch)
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / REPLAYS
+    key, group = graphs._make_graph_key(rows), vendor.get_tp_group()
+
+    def sample() -> NDArray[np.float64]:
+        times = []
+        with vendor.forward_context(vendor.ForwardContext(attn_backend=backend)):
+            backend.init_forward_metadata_out_graph(forward_batch)
+            for _ in range(REPLAYS):
+                group.barrier()
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                graphs.backend.replay(key, forward_batch)
+                end.record()
+                torch.cuda.synchronize()
+                times.append(start.elapsed_time(end) / 1000)
+        slowest = torch.tensor(times, dtype=torch.float64)
+        distributed.all_reduce(slowest, op=distributed.ReduceOp.MAX, group=group.cpu_group)
+        return slowest.numpy()
+
+    return sample

@@ -85,7 +85,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         )
         self._widths = Widths(runner)
         self._widths.build(settings.widths, hidden=self._head is not None)
-        measured = self._measured()
+        measured = self._widths.measure()
         table = self._cost_table(measured)
         rows = runner.max_running_requests
         self._staging = Staging(rows, settings.width, self.device)
@@ -192,13 +192,6 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         if not args.enable_metrics or (self._rank and not args.enable_metrics_for_all_schedulers):
             return None
         return Collectors({"model_name": args.served_model_name, "tp_rank": str(self._rank)})
-
-    def _measured(self) -> dict[tuple[int, int], float]:
-        """Seconds of steps by (batch size, width); empty where they cannot be measured."""
-        measured = self._widths.measure()
-        pairs = sorted(measured)
-        seconds = _agreed(np.array([measured[pair] for pair in pairs]))
-        return dict(zip(pairs, seconds.tolist(), strict=True))
 
     def _head_seconds(self, rows: int) -> float:
         """Seconds of the head's draft; 0 without a head."""

@@ -150,14 +150,11 @@ def test_the_head_alone_asks_no_index():
 class Paced:
     """A pace that says what it is told to, and notes what it hears."""
 
-    def __init__(self, excess=(0.0, 0.0), pause=0, due=False):
-        self.told, self.rest, self.plain_due, self.heard, self.kinds = excess, pause, due, [], []
+    def __init__(self, excess=(0.0, 0.0), due=False):
+        self.told, self.plain_due, self.heard, self.kinds = excess, due, [], []
 
     def excess(self, now):
         return Excess(self.told[0], self.told[1], self.told[1])
-
-    def pause(self, now, seconds):
-        return self.rest
 
     def due(self, now):
         return self.plain_due
@@ -183,28 +180,19 @@ class Clock:
         return 1e3 * (end.at - self.at)
 
 
-def test_a_host_without_time_asks_seldom():
-    played = Played(after=100)
-    plan_of, _ = planner(played, pace=Paced(pause=2))
-    one = Asked("a", [1], [5])
-    asked = []
-    for _ in range(7):
-        plan_of.plan(batch(one))
-        asked.append(len(played.calls))
-    assert asked == [1, 1, 1, 2, 2, 2, 3]
-
-
-def test_steps_without_drafts_are_told_apart_by_whether_anybody_was_asked():
-    pace = Paced(pause=2)
-    plan_of, _ = planner(Played(after=100), pace=pace)
-    one = Asked("a", [1], [5])
-    for _ in range(4):
+def asked_of(played, plan_of, steps, one):
+    """Which of some steps asked for drafts."""
+    found = []
+    for step in range(steps):
+        before = len(played.calls)
         assert plan_of.plan(batch(one)).width == 1
-    assert [kind for _, kind in pace.kinds] == [Kind.ASKED, Kind.PLAIN, Kind.PLAIN, Kind.ASKED]
+        found += [step] * (len(played.calls) > before)
+    return found
 
 
-def test_the_policy_hears_how_many_steps_nobody_asked(monkeypatch):
-    plan_of, _ = planner(Played(after=100), pace=Paced(pause=2))
+def test_who_asks_in_vain_asks_less_and_less_often(monkeypatch):
+    played = Played(after=1000)
+    plan_of, _ = planner(played)
     one, heard = Asked("a", [1], [5]), []
     choose = plan_of._policy.choose
 
@@ -213,20 +201,35 @@ def test_the_policy_hears_how_many_steps_nobody_asked(monkeypatch):
         return choose(*args, steps=steps)
 
     monkeypatch.setattr(plan_of._policy, "choose", noted)
-    for _ in range(7):
-        plan_of.plan(batch(one))
-    assert heard == [1, 3, 3]
+    assert asked_of(played, plan_of, 100, one) == [
+        *range(32),
+        *range(33, 65, 2),
+        66,
+        69,
+        *range(72, 95, 3),
+        96,
+    ]
+    assert sum(heard) == 97  # the policy counts steps, whoever was asked
+    plan_of.launched(batch(one), result([5], None, None), prefill=True)
+    assert asked_of(played, plan_of, 4, one) == [0, 1, 2, 3]  # behind a prefill there may be others
 
 
-def test_what_is_found_after_a_pause_is_drafted():
-    played = Played(after=2)
-    plan_of, _ = planner(played, pace=Paced(pause=1))
+def test_what_comes_true_makes_every_step_ask():
+    played = Played(after=1000)
+    plan_of, _ = planner(played)
     one = Asked("a", [1], [5])
-    widths = []
-    for token in range(4):
-        widths.append(plan_of.plan(batch(one)).width)
-        one.output_ids += [token]
-    assert widths == [1, 1, 8, 8]
+    assert len(asked_of(played, plan_of, 200, one)) < 100
+    played.after = 0
+    while plan_of.plan(batch(one)).width == 1:
+        one.output_ids += [6]
+    assert len(one.output_ids) < 8
+    assert [plan_of.plan(batch(one)).width for _ in range(3)] == [8, 8, 8]  # nothing is known of them yet
+    for _ in range(200 + len(one.output_ids)):
+        plan_of.verified([0])
+    played.after = 1000
+    assert len(asked_of(played, plan_of, 9, one)) == 2
+    plan_of.verified([2])
+    assert len(asked_of(played, plan_of, 32, one)) == 32
 
 
 def test_the_learnt_gap_keeps_steps_plain():

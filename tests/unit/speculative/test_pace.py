@@ -28,38 +28,12 @@ def test_before_anything_is_known():
     pace = Pace(WAIT)
     assert excess(pace, 1) == (0.0, WAIT)
     assert excess(pace, 10**6) == (0.0, WAIT)
-    assert pace.pause(Circumstances(64), DEVICE) == 0
 
 
 def test_a_slow_host_is_seen_in_plain_steps_and_assumed_of_others():
     pace = Pace(WAIT)
     watch(pace, 2e-3)
     assert excess(pace, 8) == pytest.approx((2e-3, 2e-3 + WAIT))
-
-
-def test_asking_in_vain_is_left_out_where_it_takes_time():
-    pace, now = Pace(WAIT), Circumstances(8)
-    watch(pace, 2.33e-3, wide=Kind.ASKED)
-    assert pace.pause(now, DEVICE) == 0  # perhaps plain steps take as long
-    watch(pace, 2e-3)
-    told = pace.excess(now)
-    assert (told.plain, told.asking) == pytest.approx((2.33e-3, 3.3e-4))
-    # A step of 3 ms may lose 60 us.
-    assert pace.pause(now, DEVICE) == 5
-    assert pace.pause(Circumstances(64), DEVICE) == 5  # as nothing else is known
-    assert pace.pause(Circumstances(4), DEVICE) == 0
-    watch(pace, 40e-3, wide=Kind.ASKED)
-    assert pace.pause(now, DEVICE) == 32
-    watch(pace, 1e-3, wide=Kind.ASKED)
-    assert pace.excess(now)[0] == pytest.approx(2e-3)
-    assert pace.pause(now, DEVICE) == 0
-
-
-def test_asking_costs_nothing_while_the_device_is_the_slower_one():
-    pace = Pace(WAIT)
-    watch(pace, 5e-3)
-    watch(pace, 5.02e-3, wide=Kind.ASKED)
-    assert pace.pause(Circumstances(8), DEVICE) == 0
 
 
 def test_steps_with_drafts_are_apart():
@@ -103,12 +77,11 @@ def test_the_first_steps_are_slow_and_forgotten():
 def test_a_plain_step_behind_one_with_drafts_does_not_count():
     """It was launched as late as that one; those behind it overlap."""
     pace = Pace(WAIT)
-    for kind in (Kind.PLAIN, Kind.ASKED):
-        for step in range(64):
-            drafted = step % 2 == 0
-            seconds = DEVICE + (3e-3 if drafted else 1e-3)
-            pace.observe(Circumstances(8, drafted=drafted), kind, seconds, DEVICE)
-    assert pace.excess(Circumstances(8))[::4] == pytest.approx((1e-3, 0))
+    for step in range(64):
+        drafted = step % 2 == 0
+        seconds = DEVICE + (3e-3 if drafted else 1e-3)
+        pace.observe(Circumstances(8, drafted=drafted), Kind.PLAIN, seconds, DEVICE)
+    assert excess(pace, 8)[0] == pytest.approx(1e-3)
     for _ in range(64):
         pace.observe(Circumstances(8, drafted=True), Kind.WIDE, DEVICE + 2e-3, DEVICE)
     assert excess(pace, 8)[1] == pytest.approx(2e-3)
@@ -147,11 +120,6 @@ def test_a_guess_gets_its_unit_from_plain_steps():
     assert excess(pace, 8) == pytest.approx((0.0, -12.0))
     assert excess(pace, 500) == pytest.approx((0.0, -12.0))
     assert excess(pace, 2) == (0.0, 0.0)
-    assert pace.pause(Circumstances(64), 24) == 0
-    for _ in range(32):
-        observe(pace, 8, 37.5e-3, 24, wide=Kind.ASKED)
-    assert pace.excess(Circumstances(8))[::4] == pytest.approx((6, 6))
-    assert pace.pause(Circumstances(8), 24) == 12
 
 
 def test_a_guess_is_never_corrected_to_nothing():
@@ -220,54 +188,16 @@ def test_the_head_is_unsure_until_it_was_seen_often_under_the_same_circumstances
     assert pace.excess(Circumstances(16)).unsure
 
 
-@pytest.mark.parametrize(
-    ("kind", "runs"),
-    [
-        (Kind.WIDE, [8, 20, 32, 548, 1064]),
-        (Kind.HEAD, [8, 20, 32, 548, 1064]),
-        (Kind.ASKED, [8, 20, *range(88, 1100, 68)]),
-    ],
-)
-def test_plain_steps_are_due_now_and_then(kind, runs):
-    """Soon while nobody knows what they take, seldom after that; four in a row, as one behind drafts does not count."""
+@pytest.mark.parametrize("kind", [Kind.WIDE, Kind.HEAD])
+def test_plain_steps_are_due_now_and_then(kind):
+    """Soon while nobody knows what they take, seldom after that; four in a row, as the first does not count."""
     pace, now, plain = Pace(WAIT), Circumstances(8), []
     for step in range(1100):
         due = pace.due(now)
         plain += [step] if due else []
         pace.planned(now, Kind.PLAIN if due else kind)
-        now = Circumstances(8, drafted=not due and kind is not Kind.ASKED)
+        now = Circumstances(8, drafted=not due)
+    runs = [8, 20, 32, 548, 1064]
     assert plain == [first + step for first in runs for step in range(4)]
     assert not pace.due(Circumstances(1))
     assert not pace.due(Circumstances(8, prefilled=True))
-
-
-def test_drafts_among_asking_in_vain_make_plain_steps_due_as_seldom_as_drafts_do():
-    pace, now = Pace(WAIT), Circumstances(8)
-    watch(pace, 0)
-    for _ in range(2 * 4):
-        pace.planned(now, Kind.PLAIN)
-    for step in range(500):
-        assert not pace.due(now)
-        pace.planned(now, Kind.WIDE if step % 60 == 0 else Kind.ASKED)
-
-
-@pytest.mark.parametrize(("device", "most", "least"), [(4.2e-3, 0.15, 0.0), (8e-3, 1.0, 0.9)])
-def test_asking_in_vain_stops_where_it_holds_the_device_up(device, most, least):
-    """The host needs 4.2 ms for a plain step and 5.2 with asking; the first steps are slow, and so is every other third
-    of a thousand.
-    """
-    draw, pace = np.random.default_rng(0), Pace(WAIT, every=64)
-    now, pause, asked = Circumstances(64), 0, []
-    for step in range(3000):
-        kind = Kind.PLAIN
-        if pause:
-            pause -= 1
-        elif not pace.due(now):
-            kind, pause = Kind.ASKED, pace.pause(now, device)
-        pace.planned(now, kind)
-        host = (5.2e-3 if kind is Kind.ASKED else 4.2e-3) * (4 / 3 if step // 333 % 2 else 1)
-        took = (max(device, host) + (3e-3 if step < 40 else 0)) * draw.uniform(0.98, 1.02)
-        pace.observe(now, kind, took, 0.98 * device)
-        asked.append(kind is Kind.ASKED)
-    share = sum(asked[600:]) / len(asked[600:])
-    assert least <= share <= most

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from speculative.base import Drafts
 from speculative.cost import CostTable
-from speculative.policy import Calibration, Choice, Excess, Picked, Policy, Probes, Source, Yield
+from speculative.policy import Calibration, Choice, Excess, Patience, Picked, Policy, Probes, Source, Yield
 from speculative.weighing import ONE, Asked, Tables, learn, weigh
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
@@ -431,3 +431,35 @@ def test_factors_stay_finite_forever():
         for _ in range(2000):
             calibration.observe(drafts, 7, np.full(4, accepted, np.int32), tables)
         assert np.isfinite(calibration.factors).all()
+
+
+class TestPatience:
+    def asked(self, patience, steps):
+        return [step for step in range(steps) if patience.asks()]
+
+    def test_it_shrinks_with_the_time_in_vain(self):
+        patience = Patience(share=4, most=3)
+        assert self.asked(patience, 40) == [*range(4), 5, 7, 10, *range(13, 40, 4)]
+
+    def test_text_that_begins_to_repeat_is_seen_within_a_share_of_the_time_before(self):
+        patience = Patience()
+        asked = self.asked(patience, 5000)
+        waits = np.diff(asked)
+        assert waits.max() == 33
+        assert (waits - 1 <= np.array(asked[:-1]) / 32 + 1).all()
+        assert len(asked) < 300
+
+    def test_new_requests_are_asked_about_at_once(self):
+        patience = Patience()
+        self.asked(patience, 1000)
+        assert [patience.asks(joined=joined) for joined in (True, False, True)] == [True, False, True]
+
+    def test_a_find_is_asked_after_and_success_is_remembered(self):
+        patience = Patience()
+        self.asked(patience, 1000)
+        assert patience.asks(joined=True)
+        patience.found()
+        assert patience.asks()
+        assert not patience.asks()
+        patience.came_true()
+        assert self.asked(patience, 32) == list(range(32))

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from arctic_sglang.shift import measured
 from arctic_sglang.shift.measured import Situation
-from arctic_sglang.shift.policy import Timing
+from arctic_sglang.shift.policy import Policy, Timing
 
 SITUATION = Situation({"hidden_size": 64}, "torch.bfloat16 None", "a GPU", 1, 4, {"torch": "2"})
 TIMINGS = [Timing(64, 0.1, 0.2), Timing(128, 0.3, 0.25)]
@@ -53,3 +54,13 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path):
 )  # fmt: skip
 def test_sizes(most, sizes):
     assert measured.sizes(most) == sizes
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_times_that_are_not_steady_are_not_kept(tmp_path, monkeypatch, caplog, steady):
+    start = pytest.importorskip("arctic_sglang.shift.start")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shift = SimpleNamespace(timings=TIMINGS, policy=Policy(77))
+    start._keep(SITUATION, shift, steady=steady)
+    assert measured.load(tmp_path / "arctic_sglang" / "shift", SITUATION) == (TIMINGS if steady else None)
+    assert ("77 tokens" in caplog.text) == (not steady)
