@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDS = 5
+_ROUNDS = 12
 _SEEN, _SPREAD = 3, 0.1  # so many samples within so much of the least
 
 
