@@ -144,9 +144,9 @@ class Patience:
     """How often to ask for drafts where there are none worth checking.
 
     Asking takes the host's time, and where the device is the faster one of the two that is a step's time. So after
-    `share` steps in a row without a draft token that came true every other step asks, after twice as many every third,
-    and so on up to one in `most` + 1. Of the time without drafts 1 / `share` more is lost at most when there are some
-    again.
+    `share` steps in a row without a draft that was worth checking and came true every other step asks, after twice as
+    many every third, and so on up to one in `most` + 1. Of the time without drafts 1 / `share` more is lost at most
+    when there are some again.
     """
 
     def __init__(self, share: int = 32, most: int = 32) -> None:
@@ -171,7 +171,7 @@ class Patience:
         self._left = 0
 
     def came_true(self) -> None:
-        """Tokens of drafts were accepted."""
+        """Tokens of drafts that seemed to pay were accepted."""
         self._vain = self._left = 0
 
 

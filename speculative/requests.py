@@ -51,12 +51,15 @@ class Requests:
     def __len__(self) -> int:
         return len(self._known)
 
-    def propose(self, requests: Sequence[Request], pending: dict[str, list[int]]) -> tuple[Drafts, Int32]:
+    def propose(
+        self, requests: Sequence[Request], pending: dict[str, list[int]], most: int | None = None
+    ) -> tuple[Drafts, Int32]:
         """Takes in what is new and drafts for every request.
 
         Args:
             requests: of this step, in its order.
             pending: tokens that were generated and are not in `output_ids` yet, by request id.
+            most: tokens of the longest draft that is of use in this step; None: `longest`.
 
         Returns:
             The drafts, and how many draft tokens each request may get at most, int32 [requests].
@@ -64,7 +67,7 @@ class Requests:
         slots: list[int] = []
         limits: list[int] = []
         offsets, tokens = [0], list[int]()
-        longest = self._longest
+        longest = self._longest if most is None else min(most, self._longest)
         for request in requests:
             late = pending.get(request.rid, ())
             known = self._agree(request, late)
@@ -100,10 +103,13 @@ class Requests:
         for rid in [rid for rid, known in self._known.items() if known.request.finished()]:
             self.finish(rid)
 
-    def limits(self, requests: Sequence[Request], pending: dict[str, list[int]]) -> Int32:
-        """How many draft tokens each request may get: int32 [requests]."""
+    def limits(
+        self, requests: Sequence[Request], pending: dict[str, list[int]], most: int | None = None
+    ) -> Int32:
+        """How many draft tokens each request may get: int32 [requests]; arguments as of `propose`."""
+        longest = self._longest if most is None else min(most, self._longest)
         found = [
-            max(0, min(self._longest, self._room(r) - len(r.output_ids) - len(pending.get(r.rid, ()))))
+            max(0, min(longest, self._room(r) - len(r.output_ids) - len(pending.get(r.rid, ()))))
             for r in requests
         ]
         return np.array(found, np.int32)

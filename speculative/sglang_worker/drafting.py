@@ -46,6 +46,7 @@ class Plan:
         drafts: of the suffix index.
         picked: whose draft each request gets.
         kind: what is known of it before it runs.
+        probing: it runs to see if drafts pay although they do not seem to.
         seconds: spent on finding drafts, and on waiting for the step before.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     drafts: Drafts
     picked: Picked
     kind: Kind
+    probing: bool = False
     seconds: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
@@ -175,7 +177,7 @@ class Drafting:
             took = step.begin.elapsed_time(step.end) / 1e3
         if plan.width > 1:
             self._policy.observe(plan.picked, plan.width, counts)
-            if counts.any():
+            if counts.any() and not plan.probing:
                 self._patience.came_true()
         if self._pace is not None:
             self._pace.observe(step.now, plan.kind, took, self._cost(plan))
@@ -214,14 +216,15 @@ class Drafting:
         else:
             picked = self._policy.pick(drafts, room)
         heads = room is not None and bool((picked.sources == Source.HEAD).any())
-        return Plan(width, drafts, picked, Kind.HEAD if heads else Kind.WIDE)
+        return Plan(width, drafts, picked, Kind.HEAD if heads else Kind.WIDE, choice.probing)
 
     def _ask(self, requests: Sequence[Any], late: dict[str, list[int]]) -> tuple[Drafts, Int32 | None]:
         """The index's drafts, and how many tokens the head may draft for each request; None: there is no head."""
+        most = self._policy.limit(len(requests))
         if self._suffix:
-            drafts, room = self._requests.propose(requests, late)
+            drafts, room = self._requests.propose(requests, late, most)
         else:
-            drafts, room = Drafts.nothing(len(requests)), self._requests.limits(requests, late)
+            drafts, room = Drafts.nothing(len(requests)), self._requests.limits(requests, late, most)
         return drafts, room if self._policy.head else None
 
     def _now(self, rows: int) -> Circumstances:

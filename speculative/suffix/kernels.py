@@ -225,8 +225,10 @@ def _matched(index: Index, place: int, context: Int32) -> int:
 
 
 @_inner
-def _look_up(index: Index, params: Params, voters: Voters, level: int, context: Int32, spans: Spans) -> int:
-    """Puts the most recent matches of a level into `voters`: how many there are."""
+def _look_up(
+    index: Index, params: Params, voters: Voters, level: int, context: Int32, spans: Spans, longest: int
+) -> int:
+    """Puts the most recent matches of a level into `voters`, as of `longest` tokens at most: how many there are."""
     code = np.uint64(0)
     for at in range(params.levels[level]):
         code = _mixed(code, context[at])
@@ -236,7 +238,7 @@ def _look_up(index: Index, params: Params, voters: Voters, level: int, context: 
         place = _place(index.ring, index.heads[level, bucket])
         while place and visits and found < params.occurrences:
             visits -= 1
-            length = _matched(index, place, context)
+            length = _matched(index, place, context[:longest])
             if length >= params.levels[level] and _ahead(index.tokens, index.after, place):
                 voters.places[found], voters.lengths[found] = place, length
                 found += 1
@@ -308,6 +310,12 @@ def _budget(params: Params, length: int, limit: int) -> int:
 
 
 @_inner
+def _most(params: Params, length: int, limit: int) -> float:
+    """What no draft of a match of `length` scores more than: all the votes there may be agree on every token."""
+    return _budget(params, length, limit) * (params.occurrences / (params.occurrences + DOUBT)) * (1 - 1e-9)
+
+
+@_inner
 def _best(
     index: Index,
     params: Params,
@@ -320,23 +328,24 @@ def _best(
 ) -> tuple[int, float, int]:
     """The best draft whose score exceeds `bar`, to `out`: as `_path`, or 0, `bar`, 0.
 
-    What cannot win is not looked at: no draft scores more than its budget, and budgets shrink with the match.
+    What cannot win is not looked at: scores are bounded by budgets, which shrink with the match. How far a match goes
+    that was looked at with a longer run of tokens makes no difference any more, only that it goes as far as that.
     """
     drafted, score, began = 0, bar, 0
     ceiling = params.depth + 1
     for level in range(len(params.levels) - 1, -1, -1):
         if params.levels[level] > len(context):
             continue
-        if score >= _budget(params, ceiling - 1, limit):
+        if score >= _most(params, ceiling - 1, limit):
             break
-        found = _look_up(index, params, voters, level, context, spans)
+        found = _look_up(index, params, voters, level, context, spans, ceiling)
         while True:
             length = 0
             for match in range(found):
                 if length < voters.lengths[match] < ceiling:
                     length = voters.lengths[match]
             budget = _budget(params, length, limit)
-            if length == 0 or score >= budget:
+            if length == 0 or score >= _most(params, length, limit):
                 break
             tried, reached, foremost = _path(index, params, voters, found, length, budget)
             if reached > score:

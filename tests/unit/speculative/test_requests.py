@@ -118,6 +118,13 @@ def test_drafts_end_with_the_answer(memory, requests, done, late, limit):
     assert memory.limits == [limit]
 
 
+@pytest.mark.parametrize(("most", "limit"), [(None, 8), (9, 8), (3, 3), (0, 0)])
+def test_no_longer_draft_than_is_of_use(memory, requests, most, limit):
+    one = Asked("a", [1])
+    _, allowed = requests.propose([one], {}, most)
+    assert memory.limits == allowed.tolist() == requests.limits([one], {}, most).tolist() == [limit]
+
+
 def test_drafts_end_with_the_context(memory):
     requests = Requests(memory, longest=8, context=20)
     requests.propose([Asked("a", [1] * 10, [5] * 5)], {})
