@@ -20,6 +20,10 @@ from speculative.pace import Circumstances, Kind, Pace
 from speculative.policy import Excess, Patience, Picked, Policy, Source
 from speculative.requests import Requests
 
+# While nobody asks, each so many steps some requests' tokens are taken in, every request's within so many turns.
+# Several tokens at a time take less time each, and all of them at once would hold a step up.
+_STEPS, _TURNS = 4, 2
+
 
 @dataclass(slots=True)
 class _Launched:
@@ -132,10 +136,11 @@ class Drafting:
         rows = len(batch.reqs)
         now = self._now(rows)
         plan = None
-        if self._asks(batch, now):
-            plan = self._plan(batch.reqs, now)
-        else:
-            self._unasked += 1
+        if self._policy.limit(rows) and not batch.sampling_info.has_custom_logit_processor:
+            if self._asks(now):
+                plan = self._plan(batch.reqs, now)
+            else:
+                self._take_in(batch.reqs)
         if plan is None:
             plan = Plan.plain(rows)
         else:
@@ -147,12 +152,17 @@ class Drafting:
         self._pending.append(_Pending(plan, now))
         return plan
 
-    def _asks(self, batch: Any, now: Circumstances) -> bool:
-        if not self._policy.limit(now.rows) or batch.sampling_info.has_custom_logit_processor:
-            return False
-        if self._pace is not None and self._pace.due(now):
-            return False
-        return self._patience.asks(joined=now.prefilled)
+    def _asks(self, now: Circumstances) -> bool:
+        plain = self._pace is not None and self._pace.due(now)
+        return not plain and self._patience.asks(joined=now.prefilled)
+
+    def _take_in(self, requests: Sequence[Any]) -> None:
+        """Takes in tokens of some requests in a step in which nobody asks."""
+        self._unasked += 1
+        turn, rest = divmod(self._unasked, _STEPS)
+        some = requests[turn % _TURNS :: _TURNS]
+        if self._suffix and some and not rest:
+            self._requests.propose(some, {}, 0)
 
     def launched(self, batch: Any, result: Any, *, prefill: bool) -> None:
         """A step has been launched; `result` will hold its tokens."""

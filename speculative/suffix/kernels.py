@@ -384,6 +384,8 @@ def step(own: Index, kept: Index, slots: Slots, params: Params, voters: Voters, 
     ring = Spans(np.full(1, PAGE, np.int32), np.full(1, kept.ring[PAGES] * PAGE, np.int32))
     for row, slot in enumerate(batch.slots):
         limit, out = batch.limits[row], batch.drafts[row]
+        if limit == 0:
+            continue
         context = _context(own, slots, slot, voters.context)
         count = slots.rows[slot, STRETCH] + 1
         spans = Spans(slots.bases[slot, :count], slots.sizes[slot, :count])

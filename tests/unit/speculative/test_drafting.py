@@ -20,7 +20,7 @@ class Played:
     """Drafts what it is told to, once it has been told a number of tokens."""
 
     def __init__(self, after):
-        self.after, self.heard, self.calls = after, 0, []
+        self.after, self.heard, self.calls, self.taken = after, 0, [], []
 
     def start(self, prompt, response):
         self.heard += len(response)
@@ -28,7 +28,7 @@ class Played:
 
     def step(self, slots, tokens, offsets, limits):
         self.heard += len(tokens)
-        self.calls.append(tokens.tolist())
+        (self.calls if limits.any() else self.taken).append(tokens.tolist())
         length = 4 if self.heard >= self.after and limits[0] else 0
         row = np.array([[7, 7, 7, 7]], np.int32)
         return Drafts(row, np.array([length], np.int32), np.array([float(length)], np.float32))
@@ -56,8 +56,8 @@ def result(tokens, lengths, width):
     )  # fmt: skip
 
 
-def planner(played, head=0, **given):
-    policy = Policy(CostTable.linear((2, 4, 8), 8, constant=16.0), longest=7, head=head)
+def planner(played, head=0, max_batch=8, **given):
+    policy = Policy(CostTable.linear((2, 4, 8), max_batch, constant=16.0), longest=7, head=head)
     statistics = Statistics((1, 2, 4, 8))
     requests = Requests(played, 7, 1000)
     options = {"suffix": True, "statistics": statistics} | given
@@ -212,6 +212,21 @@ def test_who_asks_in_vain_asks_less_and_less_often(monkeypatch):
     assert sum(heard) == 97  # the policy counts steps, whoever was asked
     plan_of.launched(batch(one), result([5], None, None), prefill=True)
     assert asked_of(played, plan_of, 4, one) == [0, 1, 2, 3]  # behind a prefill there may be others
+
+
+def test_tokens_of_steps_that_nobody_asks_in_are_taken_in_by_turns():
+    played = Played(after=10**6)
+    plan_of, _ = planner(played, max_batch=20)
+    everybody = [Asked(str(i), [1], [5]) for i in range(20)]
+    many = SimpleNamespace(reqs=everybody, sampling_info=SimpleNamespace(has_custom_logit_processor=False))
+    for step in range(2000):
+        plan_of.plan(many)
+        for one in everybody:
+            one.output_ids.append(step)
+    assert 20 * 1990 < played.heard <= 20 * 2001
+    assert len(played.calls) < 200
+    assert max(map(len, played.taken[-100:])) == 10 * 8
+    assert max(map(len, played.calls[-10:])) <= 20 * 8
 
 
 def test_what_comes_true_makes_every_step_ask():
