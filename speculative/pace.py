@@ -9,7 +9,8 @@ Plain steps, those with the index's drafts and those with the head's are compare
 to be seen at times, and under the same circumstances: a step behind a prefill is another matter than one behind a
 decode step, as the host has had the prefill's time to prepare it. A plain step behind one with drafts is late as that
 one was, and says nothing of what plain steps in a row take, which overlap: so plain ones come in short runs, and the
-first of a run does not count.
+first of a run does not count. Nor does one that came after asking for drafts in vain: where plain steps are the faster
+ones, nobody will ask for long.
 
 An estimate is the mean of the latest samples without their highest and lowest quarter. The differences that decide
 are of a tenth of a millisecond, and hosts have pauses of several, which have other reasons.
@@ -30,6 +31,7 @@ from speculative.policy import Excess
 Float64 = NDArray[np.float64]
 
 _OCTAVES = 16
+_TIMED = 3  # kinds, the first ones
 _ENOUGH = 8  # samples before an estimate is used
 _SURE = 32  # samples of steps with the head's drafts after which they are tried less and less often
 _WINDOW = 64  # samples that an estimate remembers
@@ -40,9 +42,10 @@ _SOON, _LATE = 8, 512  # steps with drafts in a row before a plain one is due: n
 class Kind(IntEnum):
     """Of a step."""
 
-    PLAIN = 0
+    PLAIN = 0  # nobody was asked for drafts
     WIDE = 1  # with drafts of the index
     HEAD = 2  # with the head's drafts too
+    ASKED = 3  # plain, as there was no draft worth checking
 
 
 class Circumstances(NamedTuple):
@@ -81,9 +84,9 @@ class Pace:
     ) -> None:  # fmt: skip
         self._wait, self._guessed, self._every, self._agree = wait, guessed, every, agree
         # Seconds above the table. Of a guess: seconds of its unit, and units above (or below) it.
-        self._latest = np.zeros((2, _OCTAVES, len(Kind), _WINDOW))
-        self._means = np.zeros((2, _OCTAVES, len(Kind)))
-        self._samples = np.zeros((2, _OCTAVES, len(Kind)))
+        self._latest = np.zeros((2, _OCTAVES, _TIMED, _WINDOW))
+        self._means = np.zeros((2, _OCTAVES, _TIMED))
+        self._samples = np.zeros((2, _OCTAVES, _TIMED))
         self._changed: set[tuple[int, int, int]] = set()
         self._plain = np.zeros((2, _OCTAVES), np.int64)  # plain steps that were planned
         self._since = np.zeros(
@@ -115,7 +118,7 @@ class Pace:
             self._left = max(self._left - 1, 0)
             self._plain[now.place] += not now.drafted
             self._since[now.place] = 0
-        else:
+        elif kind is not Kind.ASKED:
             self._since[now.place] += 1
 
     def observe(self, then: Circumstances, kind: Kind, seconds: float | None, cost: float) -> None:
@@ -127,7 +130,7 @@ class Pace:
             seconds: from the end of the step before it to its own; None: not known.
             cost: by the table.
         """
-        alike = kind is not Kind.PLAIN or not then.drafted
+        alike = kind is not Kind.ASKED and (kind is not Kind.PLAIN or not then.drafted)
         if alike and seconds is not None and np.isfinite(seconds) and np.isfinite(cost):
             at = (*then.place, int(kind))
             sample = self._guess(at, seconds, cost) if self._guessed else self._above(at, seconds, cost)

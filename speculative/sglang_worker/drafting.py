@@ -62,9 +62,9 @@ class Plan:
     seconds: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def plain(cls, rows: int) -> "Plan":
-        """Without drafts."""
-        return cls(1, Drafts.nothing(rows), Picked.none(rows), Kind.PLAIN)
+    def plain(cls, rows: int, *, asked: bool = False) -> "Plan":
+        """Without drafts; `asked`: there were none worth checking."""
+        return cls(1, Drafts.nothing(rows), Picked.none(rows), Kind.ASKED if asked else Kind.PLAIN)
 
 
 class Mark(Protocol):
@@ -135,15 +135,13 @@ class Drafting:
         started, self._waited = time.perf_counter(), 0.0
         rows = len(batch.reqs)
         now = self._now(rows)
-        plan = None
+        plan = Plan.plain(rows)
         if self._policy.limit(rows) and not batch.sampling_info.has_custom_logit_processor:
             if self._asks(now):
                 plan = self._plan(batch.reqs, now)
             else:
                 self._take_in(batch.reqs)
-        if plan is None:
-            plan = Plan.plain(rows)
-        else:
+        if plan.width > 1:
             self._patience.found()
         if self._pace is not None:
             self._pace.planned(now, plan.kind)
@@ -202,7 +200,7 @@ class Drafting:
         seconds = self._policy.table.cost(len(plan.picked.lengths), plan.width)
         return seconds + self._head_seconds * (plan.kind is Kind.HEAD)
 
-    def _plan(self, requests: Sequence[Any], now: Circumstances) -> Plan | None:
+    def _plan(self, requests: Sequence[Any], now: Circumstances) -> Plan:
         excess = self._pace.excess(now) if self._pace is not None else Excess()
         excess = excess._replace(head=excess.head + self._head_seconds)
         # Who need not wait for the newest tokens takes them in at once.
@@ -220,7 +218,7 @@ class Drafting:
                 drafts, room, excess._replace(plain=excess.wide), probing=choice.probing
             )
         if width == 1:
-            return None
+            return Plan.plain(len(requests), asked=True)
         if room is None:
             picked = Picked.all_of(Source.SUFFIX, drafts.lengths, drafts.scores)
         else:

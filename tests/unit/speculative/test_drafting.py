@@ -214,6 +214,17 @@ def test_who_asks_in_vain_asks_less_and_less_often(monkeypatch):
     assert asked_of(played, plan_of, 4, one) == [0, 1, 2, 3]  # behind a prefill there may be others
 
 
+def test_steps_without_drafts_are_told_apart_by_whether_anybody_was_asked():
+    pace = Paced()
+    plan_of, _ = planner(Played(after=1000), pace=pace)
+    for _ in range(40):
+        assert plan_of.plan(batch(Asked("a", [1], [5]))).width == 1
+    pace.plain_due = True
+    plan_of.plan(batch(Asked("a", [1], [5])))
+    kinds = [kind for _, kind in pace.kinds]
+    assert kinds == [Kind.ASKED] * 32 + [Kind.PLAIN, Kind.ASKED] * 4 + [Kind.PLAIN]
+
+
 def test_tokens_of_steps_that_nobody_asks_in_are_taken_in_by_turns():
     played = Played(after=10**6)
     plan_of, _ = planner(played, max_batch=20)

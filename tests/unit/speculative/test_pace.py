@@ -87,6 +87,17 @@ def test_a_plain_step_behind_one_with_drafts_does_not_count():
     assert excess(pace, 8)[1] == pytest.approx(2e-3)
 
 
+def test_a_plain_step_that_asked_in_vain_does_not_count():
+    """At 256 requests asking takes milliseconds, and drafts would seem to pay against such steps for ever."""
+    pace, now = Pace(WAIT), Circumstances(8)
+    watch(pace, 1e-3)
+    watch(pace, 5e-3, wide=Kind.ASKED)
+    assert excess(pace, 8)[0] == pytest.approx(1e-3)
+    for _ in range(2000):
+        assert not pace.due(now)
+        pace.planned(now, Kind.ASKED)
+
+
 def test_less_than_nothing_is_nothing():
     pace = Pace(WAIT)
     watch(pace, -1e-3)
