@@ -307,8 +307,9 @@ class Policy:
             if joined and more > rate:
                 self._paid(Source.HEAD, *(Source.SUFFIX,) * bool((sources == Source.SUFFIX).any()))
                 return Choice(self.table.widths[joined], head=True)
-            # Nobody need know what its steps take where they would not pay if they took no longer than plain ones.
-            unsure = excess.unsure and self._best(1, batch, excess.plain, excess.plain)[0] > 0
+            # Nobody need know what its steps take where they would not pay if they took no longer than the index's.
+            pays, most = self._best(1, batch, excess.plain, excess.wide)
+            unsure = excess.unsure and pays > 0 and most > LEAST * rate
             if self._probes[Source.HEAD].due(steps, unsure=unsure):
                 joined, _ = self._best(1, batch, excess.plain, excess.head, forced=True)
                 return Choice(self.table.widths[joined], head=joined > 0, probing=joined > 0)

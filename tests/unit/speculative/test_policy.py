@@ -277,9 +277,19 @@ def test_a_head_that_was_hardly_ever_seen_is_tried_more_often(accepted, unsure, 
     policy, none = Policy(TABLE, head=3), suffix([0])
     for _ in range(400):
         policy.observe(picked([3], source=Source.HEAD), 4, np.array([accepted], np.int32))
-    told = Excess(0.0, 1.0, 1.0, unsure=unsure)
+    told = Excess(0.0, 0.0, 1.0, unsure=unsure)
     tried = sum(policy.choose(none, rooms(1), told).probing for _ in range(1024))
     assert 64 <= tried < 72 if often else 4 < tried < 12
+
+
+def test_a_head_that_was_hardly_ever_seen_is_not_tried_often_beside_drafts_to_which_it_adds_nothing():
+    policy, drafts = Policy(TABLE, head=3), suffix([7, 7, 7, 0])
+    for _ in range(400):
+        policy.observe(picked([3], source=Source.HEAD), 4, np.array([0], np.int32))
+    told = Excess(0.0, 1e-4, 1.0, unsure=True)
+    choices = [policy.choose(drafts, rooms(4), told) for _ in range(1024)]
+    assert sum(choice.head for choice in choices) < 12
+    assert all(choice == Choice(8) for choice in choices if not choice.head)
 
 
 def test_a_head_that_comes_true_again_comes_back():
