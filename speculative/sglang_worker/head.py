@@ -73,7 +73,7 @@ class Head:
         Args:
             relay: the last tokens and their hidden states.
         """
-        return self._drafter.draft(relay.hidden_states, relay.bonus_tokens, self.tokens)
+        return self._drafter.draft(relay.states(), relay.bonus_tokens, self.tokens)
 
 
 def _check(config: Any, model: Any, settings: SpeculationSettings) -> None:

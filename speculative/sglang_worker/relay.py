@@ -18,13 +18,16 @@ class Relay(vendor.SpecInput):  # type: ignore[misc]
     Attributes:
         bonus_tokens: int64 [rows], the last accepted token, which no forward has seen yet.
         hidden_states: [rows, hidden size] in the model's dtype, final-normed, of the row that `bonus_tokens` was
-            sampled from; None without a draft head.
+            sampled from; None without a draft head, or if `kept` has them.
+        kept: [size of the request pool, hidden size], of all requests. Read by `states`, and only then: most steps do
+            without where drafts seldom pay.
         future_indices: int64 [rows], indices of SGLang's request pool; None without overlap.
     """
 
     bonus_tokens: torch.Tensor | None = None
     hidden_states: torch.Tensor | None = None
     future_indices: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
     # Read by SGLang of every speculative input; trees and sparse attention fill them, paths do not.
     topk_p: None = None
     topk_index: None = None
@@ -36,6 +39,10 @@ class Relay(vendor.SpecInput):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__init__(vendor.SpecInputType.EAGLE_DRAFT)
+
+    def states(self) -> torch.Tensor | None:
+        """`hidden_states`, wherever they are."""
+        return self.hidden_states if self.kept is None else self.kept[self.future_indices]
 
     def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: list[int] | None = None) -> None:
         """Keeps the rows of the requests that stay."""
@@ -127,6 +134,6 @@ def future_map(*args: Any, **kwargs: Any) -> Any:
                 return
             relay.bonus_tokens = self.output_tokens_buf[relay.future_indices]
             if self.need_hidden_states:
-                relay.hidden_states = self.hidden_states_buf[relay.future_indices]
+                relay.kept = self.hidden_states_buf
 
     return Futures(*args, **kwargs)
