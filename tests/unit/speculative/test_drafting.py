@@ -28,6 +28,7 @@ class Played:
 
     def step(self, slots, tokens, offsets, limits):
         self.heard += len(tokens)
+        self.limits = limits.tolist()
         (self.calls if limits.any() else self.taken).append(tokens.tolist())
         length = 4 if self.heard >= self.after and limits[0] else 0
         row = np.array([[7, 7, 7, 7]], np.int32)
@@ -56,8 +57,8 @@ def result(tokens, lengths, width):
     )  # fmt: skip
 
 
-def planner(played, head=0, max_batch=8, **given):
-    policy = Policy(CostTable.linear((2, 4, 8), max_batch, constant=16.0), longest=7, head=head)
+def planner(played, head=0, max_batch=8, table=None, **given):
+    policy = Policy(table or CostTable.linear((2, 4, 8), max_batch, constant=16.0), longest=7, head=head)
     statistics = Statistics((1, 2, 4, 8))
     requests = Requests(played, 7, 1000)
     options = {"suffix": True, "statistics": statistics} | given
@@ -223,6 +224,28 @@ def test_steps_without_drafts_are_told_apart_by_whether_anybody_was_asked():
     plan_of.plan(batch(Asked("a", [1], [5])))
     kinds = [kind for _, kind in pace.kinds]
     assert kinds == [Kind.ASKED] * 32 + [Kind.PLAIN, Kind.ASKED] * 4 + [Kind.PLAIN]
+
+
+def test_tries_that_come_true_do_not_make_every_step_ask():
+    played = Played(after=1)
+    plan_of, _ = planner(played, pace=Paced((0.0, 1000.0)))
+    one, widths = Asked("a", [1], [5]), []
+    for _ in range(400):
+        widths.append(plan_of.plan(batch(one)).width)
+        plan_of.verified([3 * (widths[-1] > 1)])
+    assert 3 < sum(width > 1 for width in widths) < 12
+    assert len(played.calls) < 160
+
+
+def test_drafts_are_asked_for_as_long_as_a_step_can_use():
+    played = Played(after=1)
+    table = CostTable({(1, 1): 1.0, (1, 8): 1.5, (2, 1): 1.0, (2, 2): 1.2, (2, 8): None})
+    plan_of, _ = planner(played, table=table)
+    one, other = Asked("a", [1], [5]), Asked("b", [1], [5])
+    plan_of.plan(batch(one))
+    assert played.limits == [7]
+    plan_of.plan(SimpleNamespace(reqs=[one, other], sampling_info=batch(one).sampling_info))
+    assert played.limits == [1, 1]
 
 
 def test_tokens_of_steps_that_nobody_asks_in_are_taken_in_by_turns():
