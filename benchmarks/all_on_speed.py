@@ -2,11 +2,13 @@
 
 Engines on the same GPUs, asked in turn. Of stock SGLang: `tp` and `dp` take all GPUs for tensor or data parallelism,
 `tp-ngram` and `dp-ngram` do that with SGLang's own drafts. Of this plugin: `swiftkv` is Shift Parallelism with the
-SwiftKV model of the same sizes, `all` that with a draft head and suffix decoding too.
+SwiftKV model of the same sizes, `all` that with a draft head and suffix decoding too. On one GPU they are without Shift
+Parallelism, and `dp` is `tp`.
 
     python benchmarks/all_on_speed.py                                  # Llama-3.1-8B's shape, four GPUs
     python benchmarks/all_on_speed.py --shape llama-3.3-70b --quantization fp8 --one-after-another
     python benchmarks/all_on_speed.py --model FOLDER --swiftkv-model FOLDER --draft-head FOLDER --gpus 8
+    python benchmarks/all_on_speed.py --gpus 1 --mix-requests 64 --prefill-requests 16       # one GPU
     python benchmarks/all_on_speed.py --shape toy --gpus 2 --arms swiftkv all --threshold 24      # any machine
 
 Workloads are those of `shift_speed.py`. What drafts are worth depends on the text, so there are two kinds, with a JSON

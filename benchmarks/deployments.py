@@ -39,7 +39,7 @@ class Arm:
     """A deployment.
 
     Attributes:
-        title: what it is called; {gpus} and {sp} stand for numbers.
+        title: what it is called; {gpus} and {sp} stand for numbers, {shift} for Shift Parallelism if there is any.
         ranks: "tp" or "dp", one of which counts all GPUs, or "sp": base tensor parallelism times sequence parallelism.
         stock: SGLang without this plugin.
         shifts: it changes its mode.
@@ -64,7 +64,7 @@ ARMS = {
     "shift": Arm("shift, SP={sp}", "sp", shifts=True),
     "tp-ngram": Arm("TP={gpus}, NGRAM", "tp", stock=True, options=NGRAM),
     "dp-ngram": Arm("DP={gpus}, NGRAM", "dp", stock=True, options=NGRAM),
-    "swiftkv": Arm("shift, SwiftKV", "sp", shifts=True, swiftkv=True),
+    "swiftkv": Arm("{shift}SwiftKV", "sp", shifts=True, swiftkv=True),
     "all": Arm(
         "all on", "sp", shifts=True, swiftkv=True, head=True,
         options={"speculative_algorithm": "ARCTIC", "enable_suffix_decoding": True},
@@ -79,7 +79,15 @@ def titles(gpus: int, base_tp: int) -> dict[str, str]:
         gpus: of a deployment.
         base_tp: GPUs that share one copy of the weights, in arms of sequence parallelism.
     """
-    return {name: arm.title.format(gpus=gpus, sp=gpus // base_tp) for name, arm in ARMS.items()}
+    shift = "shift, " if gpus > base_tp else ""
+    return {name: arm.title.format(gpus=gpus, sp=gpus // base_tp, shift=shift) for name, arm in ARMS.items()}
+
+
+def doubles(gpus: int, base_tp: int) -> dict[str, str]:
+    """Arms that are another one where there are so few GPUs, and which, by name."""
+    found = {name: name.replace("dp", "tp") for name, arm in ARMS.items() if arm.ranks == "dp" and gpus == 1}
+    plain = {name: "tp" for name, arm in ARMS.items() if arm.ranks == "sp" and not arm.swiftkv}
+    return found | (plain if gpus == base_tp else {})
 
 
 def chosen_options(arm: str, args: argparse.Namespace, head: Path | None = None) -> dict[str, Any]:
@@ -90,15 +98,15 @@ def chosen_options(arm: str, args: argparse.Namespace, head: Path | None = None)
         args: of the command line: `gpus`, `base_tp` and `threshold`.
         head: folder of the draft head, for an arm that has one.
     """
-    kind = ARMS[arm]
+    kind, sequence = ARMS[arm], args.gpus // args.base_tp
+    found: dict[str, Any]
     if kind.ranks == "sp":
-        found: dict[str, Any] = {
-            "tp_size": args.base_tp,
-            "ulysses_sequence_parallel_size": args.gpus // args.base_tp,
-        }
+        found = {"tp_size": args.base_tp}
+        if sequence > 1:
+            found["ulysses_sequence_parallel_size"] = sequence
     else:
         found = {f"{kind.ranks}_size": args.gpus}
-    if kind.shifts:
+    if kind.shifts and sequence > 1:
         found |= {"enable_shift_parallel": True, "shift_parallel_threshold": args.threshold}
     if kind.head:
         found["speculative_draft_model_path"] = str(head)
@@ -301,6 +309,15 @@ def settle(options: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Fills in what depends on other options, and refuses what does not go together."""
     if args.gpus % args.base_tp:
         options.error(f"--base-tp {args.base_tp} does not divide --gpus {args.gpus}")
+    same, usual = doubles(args.gpus, args.base_tp), options.get_default("arms")
+    wrong = [arm for arm in args.arms if arm in same]
+    if args.arms == usual and len(usual) - len(wrong) > 1:  # those that are left are a comparison
+        args.arms, wrong = [arm for arm in usual if arm not in same], []
+    if wrong:
+        options.error(
+            f"--arms {wrong[0]} is {same[wrong[0]]} with --gpus {args.gpus} --base-tp {args.base_tp}: more GPUs are "
+            "wanted, or other arms"
+        )
     if args.draft_head and not (args.draft_head / "config.json").is_file():
         options.error(
             f"--draft-head {args.draft_head} has no config.json: the folder of a draft head is wanted"

@@ -111,7 +111,7 @@ def sections(found: Results) -> list[Section]:
 def _deployments(found: Results) -> Section:
     figures = []
     for name, result in found.of("shift_speed"):
-        heading = f"{title(result['shape'])}, {_form(result, result['quantization'])}, {result['gpus']} GPUs"
+        heading = f"{title(result['shape'])}, {_form(result, result['quantization'])}, {_gpus(result)}"
         more = f"All workloads:\n\n{plot_shift.speed_rows(result)}"
         plots = report_deployments.plots(name, result)
         figures.append(Figure(heading, report_deployments.trifecta(result), {name: result}, plots, more))
@@ -119,7 +119,7 @@ def _deployments(found: Results) -> Section:
         if name.startswith("all_on_soak"):
             continue
         form = _form(result, result["quantization"])
-        heading = f"Everything on: {title(result['shape'])}, {form}, {result['gpus']} GPUs, text that "
+        heading = f"Everything on: {title(result['shape'])}, {form}, {_gpus(result)}, text that "
         heading += {"fresh": "offers nothing to draft", "repeats": "repeats itself"}[result["text"]]
         more = f"All workloads:\n\n{report_deployments.workload_rows(result)}"
         plots = report_deployments.plots(name, result)
@@ -132,6 +132,10 @@ def _deployments(found: Results) -> Section:
         "or plain Ulysses of this plugin. Prompts are random token ids, the radix cache is off; medians."
     )
     return Section("Deployments: latency and throughput", about, figures)
+
+
+def _gpus(result: dict[str, Any]) -> str:
+    return f"{result['gpus']} GPU{'s' * (result['gpus'] > 1)}"
 
 
 def _exchange(result: dict[str, Any]) -> str:

@@ -100,3 +100,27 @@ def test_a_section_of_the_report_has_every_arm_and_what_was_asked():
     assert set(module.plots("all_on_x", result)) == {
         "report-all_on_x-first-token.svg", "report-all_on_x-decode.svg",
     }  # fmt: skip
+
+
+def test_on_one_gpu_everything_is_on_but_what_takes_several(capsys):
+    speed, deployments = load("all_on_speed"), load("deployments")
+    args = speed.parse(["--gpus", "1"])
+    assert args.arms == ["tp", "tp-ngram", "swiftkv", "all"]
+    options = deployments.chosen_options("all", args, ROOT)
+    assert not {"enable_shift_parallel", "ulysses_sequence_parallel_size"} & set(options)
+    assert options["enable_suffix_decoding"]
+    assert options["tp_size"] == 1
+    assert deployments.titles(1, 1)["swiftkv"] == "SwiftKV"
+    assert deployments.titles(2, 1)["swiftkv"] == "shift, SwiftKV"
+    with pytest.raises(SystemExit):
+        speed.parse(["--gpus", "1", "--arms", "tp", "dp-ngram"])
+    assert "dp-ngram is tp-ngram with --gpus 1" in capsys.readouterr().err
+    assert speed.parse(["--gpus", "4", "--base-tp", "4"]).arms[:2] == ["tp", "dp"]
+    with pytest.raises(SystemExit):
+        load("shift_speed").parse(["--gpus", "1"])
+    assert "--arms dp is tp" in capsys.readouterr().err
+
+
+def test_an_arm_may_be_measured_alone():
+    for gpus in "1", "2":
+        assert load("all_on_speed").parse(["--gpus", gpus, "--arms", "all"]).arms == ["all"]
