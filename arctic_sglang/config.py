@@ -135,7 +135,7 @@ class ArcticConfig:
     suffix_cache_tokens: int = field(
         default=4_000_000,
         metadata={
-            "help": "Suffix decoding: tokens of earlier responses that are remembered, about 50 bytes of host memory "
+            "help": "Suffix decoding: tokens of earlier responses that are remembered, about 40 bytes of host memory "
             "each; 0: none. The oldest are forgotten."
         },
     )
@@ -143,7 +143,7 @@ class ArcticConfig:
         default=None,
         metadata={
             "help": "Suffix decoding: a file that remembered responses are read from at the start, if it is there, and "
-            "written to at the end."
+            "written to whenever the server is idle."
         },
     )
 

@@ -1,10 +1,10 @@
 """Pages of the documentation that are generated from the code. `make docs` writes them."""
 
+import argparse
 import contextlib
 import io
 import re
 import shlex
-import sys
 from pathlib import Path
 
 from arctic_sglang.compat.seams import SEAMS
@@ -51,7 +51,9 @@ def choosing_page(page: str) -> str:
 
 def main() -> None:
     """Writes the generated pages into the folder given (default `docs`)."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
+    options = argparse.ArgumentParser(prog="python -m arctic_sglang.docs", description=main.__doc__)
+    options.add_argument("folder", nargs="?", type=Path, default=Path("docs"))
+    folder = options.parse_args().folder
     (folder / "seams.md").write_text(seams_page(), encoding="utf-8")
     page = folder / "choosing.md"
     page.write_text(choosing_page(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -36,6 +36,7 @@ _OUTPUT_OPTIONS = (
     "kv_cache_dtype",
     "context_length",
     "json_model_override_args",
+    "embedding_pooling",
 )
 # Marks a pydantic model, which is told by its name and its schema.
 CLASS_KEY = "$pydantic"

@@ -6,9 +6,9 @@ The tokenizer is a real one, BERT's uncased WordPiece of 30,522 entries, from th
 (the `demo` extra). Where that is not installed, `--tokenizer` names the file that the line above writes.
 """
 
+import argparse
 import importlib.util
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,8 @@ def _docstrings() -> list[str]:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
+    options = argparse.ArgumentParser(description="Writes the tokenizer of the embedding benchmarks.")
+    options.add_argument("target", type=Path, help="the file, tokenizer.json")
+    target = options.parse_args().target
     read_tokenizer(None).save(str(target), pretty=False)
     print(f"{target}: {target.stat().st_size:,} bytes")

@@ -119,7 +119,8 @@ def _deployments(found: Results) -> Section:
         if name.startswith("all_on_soak"):
             continue
         form = _form(result, result["quantization"])
-        heading = f"Everything on: {title(result['shape'])}, {form}, {_gpus(result)}, text that "
+        what = "Everything on" if "all" in result["arms"] else "SwiftKV under Shift Parallelism"
+        heading = f"{what}: {title(result['shape'])}, {form}, {_gpus(result)}, text that "
         heading += {"fresh": "offers nothing to draft", "repeats": "repeats itself"}[result["text"]]
         more = f"All workloads:\n\n{report_deployments.workload_rows(result)}"
         plots = report_deployments.plots(name, result)

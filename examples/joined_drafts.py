@@ -7,6 +7,7 @@ the corpus and through both, and says how many tokens each would have got from a
 compiles its corpus at the first use, which takes a C++ compiler.
 """
 
+import argparse
 import os
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def traces() -> list[Trace]:
 
 def main() -> None:
     """Plays all three."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     suffix = SuffixSettings(max_draft=DRAFT)
     sources = {
         "suffix index": SuffixProposer(suffix),

@@ -40,7 +40,7 @@ class SpeculationSettings:
         head_path: folder or name of the draft head's checkpoint, or None.
         head_tokens: tokens that the head drafts in a step, or None for what its checkpoint says.
         bar: in the hybrid, the least score (expected accepted tokens) of a suffix draft that takes the place of
-            the head's, or None for the number of tokens that the head drafts.
+            the head's, or None for as many as the head's promises, both as far as such drafts came true lately.
         max_batch: requests in a step above which nothing is drafted, or None.
     """
 

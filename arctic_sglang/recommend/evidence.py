@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _SHIFT_4 = "shift_speed_llama-3.1-8b.json"
 _SHIFT_2 = "shift_speed_llama-3.1-8b_2.json"
+_BESIDE_2 = "all_on_llama-3.1-8b_2_without_drafts.json"
 _SUFFIX = "speculation_speed.json"
 _HEADS = "speculation_acceptance.json"
 _EMBED = "embed_speed.json"
@@ -41,6 +42,15 @@ SHIFT_DECODE_64_TP = Figure("1.066", _SHIFT_4, ("table", "decode 64", "faster_th
 SHIFT_DECODE_64_DP = Figure("1.684", _SHIFT_4, ("table", "decode 64", "faster_than", "dp"))
 SHIFT_DECODE_256_DP = Figure("1.187", _SHIFT_4, ("table", "decode 256", "faster_than", "dp"))
 SHIFT_MIX_DP = Figure("0.991", _SHIFT_4, ("table", "mix", "faster_than", "dp"))
+
+# Shift Parallelism and tensor parallelism over the same two GPUs: ms, tokens/s, ms a token.
+SHIFT_TTFT_2 = Figure("111.5", _BESIDE_2, ("table", "ttft 8192", "medians", "shift"))
+TP_TTFT_2 = Figure("125.5", _BESIDE_2, ("table", "ttft 8192", "medians", "tp"))
+SHIFT_PREFILL_2 = Figure("74,242", _BESIDE_2, ("table", "prefill", "medians", "shift"))
+TP_PREFILL_2 = Figure("64,999", _BESIDE_2, ("table", "prefill", "medians", "tp"))
+SHIFT_DECODE_64_2 = Figure("4.22", _BESIDE_2, ("table", "decode 64", "medians", "shift"))
+TP_DECODE_64_2 = Figure("4.21", _BESIDE_2, ("table", "decode 64", "medians", "tp"))
+SHIFT_DECODE_64_DP2 = Figure("1.343", _SHIFT_2, ("table", "decode 64", "faster_than", "dp"))
 
 # Tensor and data parallelism over the same four GPUs: ms a token, and seconds for the mix.
 TP_DECODE_64 = Figure("3.23", _SHIFT_4, ("table", "decode 64", "medians", "tp"))

@@ -68,24 +68,43 @@ def flags_of(
     if way.tp > 1:
         flags.append(_tensor(question, way, _unshifted(passed), enough))
     if way.sp > 1:
-        why = (
-            "steps of many tokens are shared out by token: first token of 8,192 {} times as fast as with tensor "
-            "parallelism, prefill {} times its tokens/s"
-        )
-        figures = (ev.SHIFT_TTFT_TP, ev.SHIFT_PREFILL_TP)
-        flags.append(Flag("ulysses_sequence_parallel_size", way.sp, why, figures))
-        why = (
-            "steps of few tokens run in tensor parallelism, over the same KV cache: decode at {} of its speed with 1 "
-            "request, {} with 64, and {} times that of data parallelism with 64"
-        )
-        figures = (ev.SHIFT_DECODE_1_TP, ev.SHIFT_DECODE_64_TP, ev.SHIFT_DECODE_64_DP)
-        flags.append(Flag("enable_shift_parallel", True, why, figures))
+        flags += _shift(way)
     if way.dp > 1 and question.traffic.kind == "embeddings" and _road(question):
         why = "one instance on each GPU, behind one front door; one that dies is started again"
         flags.append(Flag("embedding_replicas", way.dp, why))
     elif way.dp > 1:
         flags.append(_data(question, way, _unshifted(passed)))
     return tuple(flags)
+
+
+def _shift(way: Way) -> Iterator[Flag]:
+    two = way.tp * way.sp == 2
+    if two:
+        why = (
+            "steps of many tokens are shared out by token: first token of 8,192 after {} ms, with tensor parallelism "
+            "{}, prefill {} and {} tokens/s (two GPUs)"
+        )
+        figures = (ev.SHIFT_TTFT_2, ev.TP_TTFT_2, ev.SHIFT_PREFILL_2, ev.TP_PREFILL_2)
+    else:
+        why = (
+            "steps of many tokens are shared out by token: first token of 8,192 {} times as fast as with tensor "
+            "parallelism, prefill {} times its tokens/s (four GPUs)"
+        )
+        figures = (ev.SHIFT_TTFT_TP, ev.SHIFT_PREFILL_TP)
+    yield Flag("ulysses_sequence_parallel_size", way.sp, why, figures)
+    if two:
+        why = (
+            "steps of few tokens run in tensor parallelism, over the same KV cache: decode of 64 requests {} ms a "
+            "token, with tensor parallelism {}, and {} times the speed of data parallelism (two GPUs)"
+        )
+        figures = (ev.SHIFT_DECODE_64_2, ev.TP_DECODE_64_2, ev.SHIFT_DECODE_64_DP2)
+    else:
+        why = (
+            "steps of few tokens run in tensor parallelism, over the same KV cache: decode at {} of its speed with 1 "
+            "request, {} with 64, and {} times that of data parallelism with 64 (four GPUs)"
+        )
+        figures = (ev.SHIFT_DECODE_1_TP, ev.SHIFT_DECODE_64_TP, ev.SHIFT_DECODE_64_DP)
+    yield Flag("enable_shift_parallel", True, why, figures)
 
 
 def _tensor(question: Question, way: Way, unshifted: bool, enough: bool) -> Flag:
@@ -264,9 +283,9 @@ def _unknown_speed(question: Question, way: Way, drafts: Sequence[Flag]) -> Iter
         if way.dp > 1:
             yield "speculation with --dp-size: not tried"
         if model.swiftkv:
-            yield "what drafts bring a SwiftKV model in decode: not measured"
+            yield "what drafts bring a SwiftKV model in decode: measured on two GPUs alone (docs/everything.md)"
         if question.head is not None and way.tp * way.sp > 1:
-            yield "the speed of decode with a draft head over several GPUs: not measured (docs/everything.md)"
+            yield "a draft head over several GPUs: measured on two alone, a random head (docs/everything.md)"
     if question.head is not None and drafts:
         yield "whether the head was made for this model; the memory of its weights is not counted"
 

@@ -87,6 +87,8 @@ def test_commands_engines_versions_and_columns_differ():
     assert differences(describe(revision="a"), describe()) == [
         "engine option revision was 'a' and is not given"
     ]
+    pooled = [describe(embedding_pooling=kind) for kind in ("cls", "mean")]
+    assert differences(*pooled) == ["engine option embedding_pooling was 'cls' and is 'mean'"]
     old = replace(describe(), versions={**describe().versions, "sglang": "0.4"})
     assert "the version of sglang was '0.4'" in differences(old, describe())[0]
     columns = describe_schema(TABLE.schema)
