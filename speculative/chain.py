@@ -121,7 +121,8 @@ def chain_twin(bonus: Tensor, drafted: Drafted, places: Places) -> Chain:
         draft = torch.cat([front, draft[:, count:]], dim=1)
     tokens = torch.cat([bonus.to(torch.int64)[:, None], draft], dim=1)
     positions = places.lengths[:, None] + torch.arange(drafted.width, device=tokens.device)
-    slots = places.table[places.requests[:, None], positions].to(torch.int64)
+    columns = positions.clamp(max=places.table.shape[1] - 1)  # padding must not reach the next request's row
+    slots = places.table[places.requests[:, None], columns].to(torch.int64)
     return Chain(tokens, slots, positions.clamp(max=places.last))
 
 
@@ -143,8 +144,8 @@ def chain_kernel(bonus: Tensor, drafted: Drafted, places: Places) -> Chain:
     head = drafted.packed if drafted.head is None else drafted.head
     _chain[(rows,)](
         bonus, drafted.packed, head, 0 if drafted.head is None else head.shape[1], *head.stride(), places.lengths,
-        places.requests, places.table, places.table.stride(0), places.last, found, rows * width, width,
-        BLOCK=_block(width),
+        places.requests, places.table, places.table.stride(0), places.table.shape[1] - 1, places.last, found,
+        rows * width, width, BLOCK=_block(width),
     )  # fmt: skip
     return Chain(*found.unbind())
 
@@ -167,14 +168,14 @@ def _block(width: int) -> int:
     return max(32, triton.next_power_of_2(width))  # one for most widths, so that one is compiled
 
 
-_ANY = ["tokens_out", "head_stride", "head_step", "table_stride", "last", "count", "width"]
+_ANY = ["tokens_out", "head_stride", "head_step", "table_stride", "last_column", "last", "count", "width"]
 
 
 @triton.jit(do_not_specialize=_ANY, do_not_specialize_on_alignment=["bonus", "packed", "head", "found"])
 def _chain(
     bonus: tl.tensor, packed: tl.tensor, head: tl.tensor, tokens_out: tl.tensor, head_stride: tl.tensor,
     head_step: tl.tensor, lengths: tl.tensor, requests: tl.tensor, table: tl.tensor, table_stride: tl.tensor,
-    last: tl.tensor, found: tl.tensor, count: tl.tensor, width: tl.tensor, BLOCK: tl.constexpr,
+    last_column: tl.tensor, last: tl.tensor, found: tl.tensor, count: tl.tensor, width: tl.tensor, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
@@ -188,7 +189,8 @@ def _chain(
     )
     token = tl.where(place == 0, tl.load(bonus + row).to(tl.int64), token)
     position = tl.load(lengths + row) + place
-    slot = tl.load(table + tl.load(requests + row) * table_stride + position, mask=inside, other=0)
+    column = tl.minimum(position, last_column)  # padding must not reach the next request's row
+    slot = tl.load(table + tl.load(requests + row) * table_stride + column, mask=inside, other=0)
     out = found + row * width + place
     tl.store(out, token, mask=inside)
     tl.store(out + count, slot.to(tl.int64), mask=inside)

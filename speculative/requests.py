@@ -17,6 +17,8 @@ class Request(Protocol):
     output_ids: Sequence[int]
     sampling_params: Any
 
+    is_retracted: bool
+
     def finished(self) -> bool:
         """Whether the request is over."""
         ...
@@ -40,12 +42,14 @@ class Requests:
         proposer: the source of drafts.
         longest: tokens of the longest draft that can be verified.
         context: tokens that the model has positions for.
+        vocabulary: ids that the model knows are below; None: all are.
     """
 
-    def __init__(self, proposer: Proposer, longest: int, context: int) -> None:
+    def __init__(self, proposer: Proposer, longest: int, context: int, vocabulary: int | None = None) -> None:
         self._proposer = proposer
         self._longest = longest
         self._context = context
+        self._vocabulary = vocabulary
         self._known: dict[str, _Known] = {}
 
     def __len__(self) -> int:
@@ -85,7 +89,17 @@ class Requests:
         drafts = self._proposer.step(
             np.array(slots, np.int32), np.array(tokens, np.int32), np.array(offsets, np.int32), allowed
         )
-        return drafts, allowed
+        return self._known_ids(drafts), allowed
+
+    def _known_ids(self, drafts: Drafts) -> Drafts:
+        """Drafts end before an id that no model knows: SGLang writes such ids where a prompt has an image."""
+        if self._vocabulary is None or drafts.tokens.max(initial=0) < self._vocabulary:
+            return drafts
+        beyond = drafts.tokens >= self._vocabulary
+        first = np.where(beyond.any(axis=1), beyond.argmax(axis=1), drafts.tokens.shape[1])
+        lengths = np.minimum(drafts.lengths, first).astype(np.int32)
+        tokens = np.where(np.arange(drafts.tokens.shape[1]) < lengths[:, None], drafts.tokens, 0)
+        return Drafts(tokens.astype(np.int32), lengths, np.minimum(drafts.scores, lengths).astype(np.float32))
 
     def finish(self, rid: str) -> None:
         """The request is over: its last tokens are taken in, its slot is given back."""
@@ -99,9 +113,19 @@ class Requests:
         self._proposer.stop(known.slot)
 
     def sweep(self) -> None:
-        """Finishes requests that ended without a word (aborted while they waited to come back)."""
-        for rid in [rid for rid, known in self._known.items() if known.request.finished()]:
+        """Finishes requests that no step will have: SGLang says nothing of those that end with their first token.
+
+        Nor of those that are given up while they wait to come back; who does come back begins anew.
+        """
+        for rid in [rid for rid, known in self._known.items() if _gone(known.request)]:
             self.finish(rid)
+
+    def idle(self) -> bool:
+        """Whether none of them runs. Those that ended without a word are finished then."""
+        if not all(_gone(known.request) for known in self._known.values()):
+            return False
+        self.sweep()
+        return True
 
     def limits(
         self, requests: Sequence[Request], pending: dict[str, list[int]], most: int | None = None
@@ -134,6 +158,10 @@ class Requests:
         slot = self._proposer.start(np.array(request.origin_input_ids, np.int32), response)
         self._known[request.rid] = known = _Known(request, slot, len(response), self._room(request))
         return known
+
+
+def _gone(request: Request) -> bool:
+    return request.finished() or request.is_retracted
 
 
 def draftable(request: Request) -> bool:

@@ -75,14 +75,15 @@ def weigh(asked: Asked, tables: Tables, factors: Float64, yields: Int64, sources
         if length > 0:
             share = int(np.float64(asked.scores[row]) * SCORES / length + 0.5)
             chance = tables.chances[length, min(max(share, 0), SCORES)]
-            own = min(int(chance * factors[tables.keys[SUFFIX, length]] + 0.5), ONE)
+            # Never nothing, or what was wrong once would never be tried again.
+            own = min(max(int(chance * factors[tables.keys[SUFFIX, length]] + 0.5), 1), ONE)
             yields[0] += tables.tokens[own, length]
         drafted = min(asked.head, asked.room[row])
         sources[row] = SUFFIX if length > 0 else 0
         if drafted <= 0:
             yields[1] += tables.tokens[own, length]
             continue
-        other = min(int(ONE * factors[tables.keys[HEAD, drafted]] + 0.5), ONE)
+        other = min(max(int(ONE * factors[tables.keys[HEAD, drafted]] + 0.5), 1), ONE)
         if np.isnan(asked.bar):
             taken = tables.tokens[own, length, widths - 1] >= tables.tokens[other, drafted, widths - 1]
         else:

@@ -125,6 +125,7 @@ class Drafting:
         self._last: Mark | None = None
         self._patience = Patience()
         self._unasked = 0  # steps since drafts were asked for
+        self._joined = False  # there may be requests that nobody asked about yet
         self._statistics = statistics
         self._waited = 0.0
         self._launched: _Launched | None = None
@@ -151,8 +152,11 @@ class Drafting:
         return plan
 
     def _asks(self, now: Circumstances) -> bool:
-        plain = self._pace is not None and self._pace.due(now)
-        return not plain and self._patience.asks(joined=now.prefilled)
+        self._joined |= now.prefilled
+        if self._pace is not None and self._pace.due(now):
+            return False
+        joined, self._joined = self._joined, False
+        return self._patience.asks(joined=joined)
 
     def _take_in(self, requests: Sequence[Any]) -> None:
         """Takes in tokens of some requests in a step in which nobody asks."""

@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from speculative.suffix import SuffixProposer
 
@@ -19,20 +21,28 @@ class Memory:
         path: of the file; None: none.
         model: whose token ids they are.
         writes: whether this rank writes.
+        told: calls a function on the rank whose file it is, and says on every rank what that returned.
 
     Raises:
         ValueError: there is a file, and it is not one of this model.
     """
 
-    def __init__(self, proposer: SuffixProposer, path: str | None, model: str, *, writes: bool) -> None:
+    def __init__(
+        self, proposer: SuffixProposer, path: str | None, model: str, *, writes: bool,
+        told: Callable[[Callable[[], Any]], Any] = lambda read: read(),
+    ) -> None:  # fmt: skip
         self._proposer = proposer
         self._path = None if path is None else Path(path)
         self._model = model
         self._writes = writes
         self._written = -PAUSE_SECONDS
-        if self._path is not None and self._path.exists():
-            proposer.load(self._path, model)
+        if self._path is not None and (pages := told(self._read)) is not None:
+            proposer.restore(*pages)
             logger.info("arctic-sglang: the suffix index goes on from %s", self._path)
+
+    def _read(self) -> Any:
+        assert self._path is not None
+        return self._proposer.read(self._path, self._model) if self._path.exists() else None
 
     def idle(self) -> None:
         """No request is running; writes the file unless it was written a moment ago."""

@@ -45,10 +45,10 @@ def around_prepare_for_decode(original: Callable[[Any], None], batch: Any) -> No
 
 def _ahead(batch: Any) -> int:
     pool, cache = batch.token_to_kv_pool_allocator, batch.tree_cache
-    evictable = cache.evictable_size()
-    if not isinstance(evictable, int):  # two kinds of slots, of which either may be short
+    if cache.supports_swa():  # two kinds of slots, of which either may be short
         return 0
-    return AHEAD if SHARE * AHEAD * len(batch.reqs) <= pool.available_size() + evictable else 0
+    free = pool.available_size() + cache.evictable_size()
+    return AHEAD if SHARE * AHEAD * len(batch.reqs) <= free else 0
 
 
 def _allocate(batch: Any, reserve: int, last: int) -> None:

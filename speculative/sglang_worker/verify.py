@@ -21,13 +21,14 @@ _OF_LOGITS = ("acc_additive_penalties", "acc_scaling_penalties", "logit_bias")
 _OF_SAMPLING = ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed")
 
 
-def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
+def decode(batch: Any, worker: Any, relay: Relay, hidden: bool, barrier: Barrier) -> Any:
     """One token for every request, through the runner's own decode graphs.
 
     Args:
         batch: SGLang's `ScheduleBatch`, isolated: what is set on it is undone by the scheduler.
         worker: SGLang's worker of the model.
         relay: what the step before left.
+        hidden: whether the hidden states of the last tokens are wanted.
         barrier: advances grammars over the tokens of the step before; None where they are up to date.
 
     Returns:
@@ -52,9 +53,9 @@ def decode(batch: Any, worker: Any, relay: Relay, barrier: Barrier) -> Any:
     tokens = runner.sample(out.logits_output, forward_batch)
     _stack_logprobs(out.logits_output, batch)
     lengths = torch.ones(len(tokens), dtype=torch.int32)  # on the host, where SGLang wants them
-    hidden = out.logits_output.hidden_states
+    states = out.logits_output.hidden_states if hidden else None
     after = known_lengths(batch.seq_lens, batch.req_pool_indices_cpu, batch.seq_lens_cpu)
-    return _result(out, forward_batch, tokens, lengths, after, 1, Relay(tokens, hidden))
+    return _result(out, forward_batch, tokens, lengths, after, 1, Relay(tokens, states))
 
 
 def verify(batch: Any, worker: Any, drafted: Drafted, hidden: bool, barrier: Barrier) -> Any:
@@ -100,11 +101,22 @@ def verify(batch: Any, worker: Any, drafted: Drafted, hidden: bool, barrier: Bar
     )  # fmt: skip
 
 
-def prefill(batch: Any, worker: Any) -> Any:
-    """A prefill step, and what it leaves for the first decode step."""
+def prefill(batch: Any, worker: Any, hidden: bool) -> Any:
+    """A prefill step, and what it leaves for the first decode step.
+
+    Args:
+        batch: SGLang's `ScheduleBatch`.
+        worker: SGLang's worker of the model.
+        hidden: whether the hidden states of the last tokens are wanted.
+    """
+    lengths = batch.extend_lens
     out = worker.forward_batch_generation(batch)
     out.new_seq_lens = known_lengths(batch.seq_lens, batch.req_pool_indices_cpu, batch.seq_lens_cpu)
-    out.next_draft_input = Relay(out.next_token_ids, out.logits_output.hidden_states)
+    states = out.logits_output.hidden_states if hidden else None
+    if states is not None and len(states) != len(lengths):  # of all tokens, as a request wants them
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        states = states[ends.to(states.device, non_blocking=True)]
+    out.next_draft_input = Relay(out.next_token_ids, states)
     return out
 
 

@@ -91,10 +91,16 @@ class Widths:
         """Widths that a step can take, ascending, 1 among them."""
         return tuple(sorted(self._shapes))
 
-    def fits(self, width: int, rows: int) -> bool:
-        """Whether a step of `rows` requests can be `width` wide; with graphs, only where one was captured."""
-        shape = self._shapes.get(width)
-        return shape is not None and (width == 1 or not shape.batches or rows <= shape.batches[-1])
+    def sizes(self, most: int) -> dict[int, tuple[int, ...]]:
+        """Batch sizes that steps of each width can have; where none were captured, those that would have been.
+
+        Args:
+            most: requests at once.
+        """
+        if self._shapes[1].batches:
+            return {width: shape.batches for width, shape in self._shapes.items()}
+        largest = min(most, BATCHES[-1])
+        return {width: tuple(_batches(largest, width)) for width in self._shapes}
 
     @contextlib.contextmanager
     def use(self, width: int) -> Iterator[None]:
@@ -114,7 +120,7 @@ class Widths:
             (rows, width): least(_sampler(shape.graphs, rows))
             for width, shape in sorted(self._shapes.items())
             for rows in shape.batches
-            if rows in BATCHES or width > 1
+            if width > 1 or rows in (*BATCHES, shape.batches[-1])
         }
         unsteady = sum(not time.steady for time in times.values())
         if unsteady:
@@ -148,10 +154,9 @@ class Widths:
         }
         algorithm, sizes, workspace = runner.spec_algorithm, decode.bs, runner.init_new_workspace
         logits, largest = runner.graph_shared_output, max(own.batches, default=0)
-        tokens = max(WIDER * largest, LEAST_TOKENS)
-        batches = [rows for rows in BATCHES if rows <= largest and rows * width <= tokens]
+        batches = _batches(largest, width)
         try:
-            runner.graph_shared_output = self._logits(tokens) if largest else logits
+            runner.graph_shared_output = self._logits(_most_tokens(largest)) if largest else logits
             runner.spec_algorithm = Verifying(algorithm.name, algorithm.factory, supports_overlap=True)
             decode.bs = batches or sizes
             context.override(
@@ -172,6 +177,21 @@ class Widths:
             device = torch.device(self._runner.device)
             self._wide_logits = vendor.GraphSharedOutput(device=device, max_rows=rows)
         return self._wide_logits
+
+
+def _most_tokens(largest: int) -> int:
+    return max(WIDER * largest, LEAST_TOKENS)
+
+
+def _batches(largest: int, width: int) -> list[int]:
+    """Batch sizes of steps of one width, ascending.
+
+    Args:
+        largest: of plain decode; 0: none.
+        width: tokens a request.
+    """
+    sizes = sorted({rows for rows in (*BATCHES, largest) if 0 < rows <= largest})
+    return [rows for rows in sizes if width == 1 or rows * width <= _most_tokens(largest)]
 
 
 def _sampler(graphs: Any, rows: int) -> Callable[[], NDArray[np.float64]]:

@@ -81,10 +81,9 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         self._proposer.warm()
         args = self.server_args
         self._memory = Memory(
-            self._proposer, args.suffix_cache_path, args.served_model_name, writes=self._rank == 0
+            self._proposer, args.suffix_cache_path, args.served_model_name, writes=self._rank == 0, told=_told
         )
-        self._widths = Widths(runner)
-        self._widths.build(settings.widths, hidden=self._head is not None)
+        self._capture()
         measured = self._widths.measure()
         table = self._cost_table(measured)
         rows = runner.max_running_requests
@@ -92,7 +91,8 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         self._warm()
         head_seconds = self._head_seconds(rows)
         self._statistics = Statistics(self._widths.available, log=self._log(), collectors=self._collectors())
-        requests = Requests(self._proposer, settings.width - 1, runner.model_config.context_len)
+        model = runner.model_config
+        requests = Requests(self._proposer, settings.width - 1, model.context_len, model.vocab_size)
         self._requests = requests
         self._drafting = Drafting(
             requests, self._policy(table), suffix=settings.suffix, head_seconds=head_seconds,
@@ -115,7 +115,8 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         """
         prefill = batch.forward_mode.is_extend() or batch.is_extend_in_batch
         if prefill:
-            result = verify.prefill(batch, self._target_worker)
+            self._requests.sweep()
+            result = verify.prefill(batch, self._target_worker, self._head is not None)
         else:
             result = self._decode(batch, grammar_barrier)
         if on_publish is not None:
@@ -141,7 +142,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
             natural_stop: whether it ended by a stop token.
         """
         self._requests.finish(rid)
-        if not len(self._requests):
+        if self._requests.idle():
             self._memory.idle()
             self._statistics.collect()
 
@@ -155,7 +156,13 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         return self._target_worker.update_weights_from_tensor(recv_req)
 
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:
-        """Nothing: the scheduler updates the model itself, and the head keeps its weights."""
+        """The scheduler updates the model itself; the head keeps its weights. Graphs are captured anew if its were.
+
+        Args:
+            recv_req: SGLang's request.
+        """
+        if recv_req.recapture_cuda_graph:
+            self._capture()
         return True, "The draft head keeps its weights."
 
     def update_weights_from_ipc(self, recv_req: Any) -> tuple[bool, str]:
@@ -166,7 +173,7 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         relay = batch.spec_info
         plan = self._drafting.plan(batch)
         if plan.width == 1:
-            result = verify.decode(batch, self._target_worker, relay, barrier)
+            result = verify.decode(batch, self._target_worker, relay, self._head is not None, barrier)
         else:
             drafted = self._drafted(plan, relay)
             with self._widths.use(plan.width):
@@ -179,6 +186,11 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
         heads = self._head is not None and plan.kind is Kind.HEAD
         packed = self._staging.put(plan)  # under way while the head drafts
         return Drafted(packed, self._head.draft(relay) if heads and self._head is not None else None)
+
+    def _capture(self) -> None:
+        vars(self).pop("_widths", None)  # the graphs that are there go before others are captured
+        self._widths = Widths(self._runner)
+        self._widths.build(self._settings.widths, hidden=self._head is not None)
 
     def _warm(self) -> None:
         head, table = self._head is not None, self._runner.req_to_token_pool.req_to_token
@@ -199,9 +211,9 @@ class SpeculativeWorker(vendor.BaseSpecWorker):  # type: ignore[misc]
 
     def _cost_table(self, measured: dict[tuple[int, int], float]) -> CostTable:
         if not measured:
-            rows = min(self._runner.max_running_requests, 256)
             constant = float(TOKENS_FOR_WEIGHTS["cpu" if self.device == "cpu" else "gpu"])
-            return CostTable.linear(self._widths.available, rows, constant=constant)
+            sizes = self._widths.sizes(self._runner.max_running_requests)
+            measured = {(rows, width): constant + rows * width for width, of in sizes.items() for rows in of}
         return CostTable(measured)
 
     def _policy(self, table: CostTable) -> Policy:
@@ -235,6 +247,23 @@ def _agreed(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     told = torch.from_numpy(np.ascontiguousarray(seconds))
     torch.distributed.broadcast(told, src=group.ranks[0], group=group.cpu_group)
     return told.numpy()
+
+
+def _told(read: Callable[[], Any]) -> Any:
+    """What `read` says on rank 0, at every rank, which must draft alike; raises there what it raises."""
+    group = vendor.get_tp_group()
+    if group.world_size == 1:
+        return read()
+    told: list[Any] = [None]
+    if group.rank_in_group == 0:
+        try:
+            told = [read()]
+        except (OSError, ValueError) as error:
+            told = [error]
+    torch.distributed.broadcast_object_list(told, src=group.ranks[0], group=group.cpu_group)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    return told[0]
 
 
 def suffix_settings(args: Any, longest: int) -> SuffixSettings:

@@ -171,7 +171,19 @@ class SuffixProposer:
             ValueError: the file is not such a file, is damaged, or is of another model.
             FileNotFoundError: there is none.
         """
-        tokens, before = snapshot.read(path, model, self.settings.pages)
+        self.restore(*self.read(path, model))
+
+    def read(self, path: Path, model: str = "") -> tuple[Int32, Int32]:
+        """What `restore` takes, of a file; see `snapshot.read`."""
+        return snapshot.read(path, model, self.settings.pages)
+
+    def restore(self, tokens: Int32, before: Int32) -> None:
+        """Takes in responses as the newest.
+
+        Args:
+            tokens: int32 [pages, 8], oldest first.
+            before: int32 [pages], row of the page before; -1: none.
+        """
         self._renumber()
         kernels.restore(self._kept, self._slots, self._params, tokens, before)
 

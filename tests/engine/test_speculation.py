@@ -7,12 +7,14 @@ import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from speculative.sglang_worker.memory import PAUSE_SECONDS
 from tests.engine.servers import running_engine
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,13 @@ GREEDY = {"temperature": 0, "max_new_tokens": 16}
 
 
 @pytest.fixture(scope="module")
-def suffix():
+def index_file(tmp_path_factory):
+    """Where the engine `suffix` keeps its index over restarts."""
+    return tmp_path_factory.mktemp("index") / "index"
+
+
+@pytest.fixture(scope="module")
+def suffix(index_file):
     """Overlapped, prompts in chunks, prefixes cached, too little memory for all requests at once.
 
     Drafts go by no clock, so that as many of them are checked on a busy machine.
@@ -32,6 +40,8 @@ def suffix():
         "random_seed": 7,
         "max_running_requests": 16,
         "max_total_tokens": 2500,
+        "suffix_cache_path": str(index_file),
+        "enable_return_hidden_states": True,
     }
     options |= {"speculative_algorithm": "SUFFIX", "constrained_json_disable_any_whitespace": True}
     with pytest.MonkeyPatch.context() as patch:
@@ -45,6 +55,7 @@ def hybrid():
     """A draft head and the index, on two ranks, without overlap."""
     options = {"tp_size": 2, "disable_overlap_schedule": True, "max_running_requests": 8, "random_seed": 7}
     options |= {"speculative_algorithm": "ARCTIC", "speculative_draft_model_path": str(HEAD)}
+    options["enable_return_hidden_states"] = True
     with running_engine(model_path=TINY, enable_suffix_decoding=True, **options) as engine:
         yield engine
 
@@ -74,6 +85,42 @@ def test_greedy_answers_are_the_same(suffix, plain):
     assert [answer["text"] for answer in again] == list(plain.values())[:40]
     steps = sum(answer["meta_info"]["spec_verify_ct"] for answer in again)
     assert sum(answer["meta_info"]["completion_tokens"] for answer in again) > 2 * steps
+
+
+@pytest.mark.parametrize("name", ["suffix", pytest.param("hybrid", marks=pytest.mark.full)])
+def test_hidden_states(request, plain, name):
+    """Of the prompt and of every token, of prefills, plain steps and steps that checked drafts."""
+    engine, model = (
+        request.getfixturevalue(name),
+        transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
+    )
+    prompt, checked = list(plain)[3][:60], 0
+    engine.flush_cache()
+    for _ in range(3):
+        answer = engine.generate(prompt, {**GREEDY, "ignore_eos": True}, return_hidden_states=True)
+        checked += accepted([answer])
+        ids = engine.tokenizer_manager.tokenizer.encode(prompt)
+        with torch.no_grad():
+            wanted = model.model(torch.tensor([ids + answer["output_ids"]])).last_hidden_state[0]
+        first, *rest = answer["meta_info"]["hidden_states"]
+        cached = answer["meta_info"]["cached_tokens"]
+        torch.testing.assert_close(torch.tensor(first), wanted[cached : len(ids)], rtol=1e-3, atol=1e-4)
+        assert len(rest) == len(answer["output_ids"]) - 1
+        torch.testing.assert_close(torch.tensor(rest), wanted[len(ids) : -1], rtol=1e-3, atol=1e-4)
+    assert checked
+
+
+def test_the_index_is_kept_though_requests_ended_with_their_first_token(suffix, index_file, plain):
+    """SGLang says nothing of their end: a server's health is asked with such requests."""
+    suffix.generate(list(plain)[:8], {**GREEDY, "max_new_tokens": 1})
+    time.sleep(PAUSE_SECONDS)
+    index_file.unlink(missing_ok=True)
+    prompts = list(plain)[8:10]
+    assert texts(suffix, prompts) == [plain[prompt] for prompt in prompts]
+    until = time.monotonic() + 5
+    while not index_file.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert index_file.exists()
 
 
 def test_answers_to_the_end_of_the_context(suffix, tiny_engine, functions):

@@ -76,3 +76,12 @@ def test_the_model_is_shown_the_last_token_and_the_draft(head):
     assert found.slots.tolist() == [[144, 145, 146, 147], [109, 110, 111, 112]]
     assert found.positions.tolist() == [[4, 5, 6, 7], [9, 10, 10, 10]]
     assert {part.dtype for part in found} == {torch.int64}
+
+
+def test_padding_behind_a_requests_row_is_not_in_the_next_ones():
+    table = torch.arange(60, dtype=torch.int32).reshape(3, 20) + 100
+    places = Places(torch.tensor([18, 16]), torch.tensor([1, 0]), table, last=10)
+    found = chain(
+        torch.tensor([7, 8], dtype=torch.int32), Drafted(torch.zeros(2, 5, dtype=torch.int64), None), places
+    )
+    assert found.slots.tolist() == [[138, 139, 139, 139], [116, 117, 118, 119]]

@@ -348,6 +348,19 @@ def test_a_step_is_plain_when_that_has_to_be_seen():
     assert plan_of.plan(batch(Asked("a", [1], [5]))).width == 1
 
 
+def test_new_requests_are_asked_about_as_soon_as_a_step_may_ask():
+    played, paced = Played(after=1000), Paced(due=False)
+    plan_of, _ = planner(played, pace=paced)
+    one = Asked("a", [1], [5])
+    asked_of(played, plan_of, 100, one)
+    paced.plain_due = True
+    plan_of.launched(batch(one), result([5], None, None), prefill=True)
+    assert asked_of(played, plan_of, 1, one) == []
+    plan_of.launched(batch(one), result([6], [1], 1), prefill=False)
+    paced.plain_due = False
+    assert asked_of(played, plan_of, 1, one) == [0]
+
+
 def test_who_has_to_plan_like_others_asks_twice_whatever_the_device_has_done():
     played = Played(after=1)
     plan_of, _ = planner(played)

@@ -40,6 +40,24 @@ def test_what_was_said_is_known_after_a_restart(tmp_path):
         Memory(proposer(), str(path), "another", writes=True)
 
 
+def test_ranks_begin_with_what_one_of_them_read(tmp_path):
+    path, read = tmp_path / "index", []
+    first = proposer()
+    say(first, [5, 6, 7, 8, 9, 10, 11, 12])
+    Memory(first, str(path), "m", writes=True).idle()
+
+    def told(asked):
+        read.append(asked())
+        return read[0]
+
+    one, other = proposer(), proposer()
+    Memory(one, str(path), "m", writes=True, told=told)
+    path.unlink()  # as on another host
+    Memory(other, str(path), "m", writes=False, told=told)
+    assert read[1] is None
+    assert draft(one, [5, 6, 7]) == draft(other, [5, 6, 7]) == [8, 9, 10]
+
+
 def test_only_one_rank_writes_and_not_all_the_time(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(memory.time, "monotonic", lambda: now[0])

@@ -330,6 +330,28 @@ def test_of_equal_promises_the_indexs_is_taken_as_it_costs_nothing():
     assert Policy(TABLE, head=3).pick(suffix([3], [3.0]), rooms(1)).sources.tolist() == [Source.SUFFIX]
 
 
+@pytest.mark.parametrize(("head", "length"), [(0, 1), (0, 4), (3, 0)])
+def test_what_never_came_true_is_tried_again_from_time_to_time(head, length):
+    """64 requests at once teach so much that what such drafts promise would be rounded to nothing."""
+    rows = 64
+    policy = Policy(CostTable.linear((1, 2, 4, 8), rows, constant=256.0), longest=7, head=head)
+    tokens, scores = np.zeros((rows, 4), np.int32), np.full(rows, 0.8 * length, np.float32)
+    drafts = Drafts(tokens, np.full(rows, length, np.int32), scores)
+    room, tried = np.full(rows, 7, np.int32) if head else None, []
+    for step in range(40_000):
+        choice = policy.choose(drafts, room)
+        if choice.width > 1:
+            tried.append(step)
+            picked = (
+                policy.pick(drafts, room)
+                if choice.head
+                else Picked.all_of(Source.SUFFIX, drafts.lengths, drafts.scores)
+            )
+            policy.observe(picked, choice.width, np.zeros(rows, np.int32))
+    assert len(tried) < 200
+    assert tried[-1] > 30_000
+
+
 def test_the_head_drafts_no_further_than_there_is_room():
     both = Policy(TABLE, head=3).pick(suffix([0, 0, 0, 1], [0, 0, 0, 0.1]), np.array([5, 2, 0, 0], np.int32))
     assert both.sources.tolist() == [Source.HEAD, Source.HEAD, Source.NONE, Source.SUFFIX]
@@ -363,7 +385,7 @@ def test_compiled_weighing_is_the_twins(rows, head, bar, seed):
     def promised(source, length, chance):
         if length == 0:
             return YIELD.tokens(0, 0)
-        scaled = min(int(chance * calibration.factors[calibration.keys[source, length]] + 0.5), ONE)
+        scaled = min(max(int(chance * calibration.factors[calibration.keys[source, length]] + 0.5), 1), ONE)
         return YIELD.tokens(scaled, length)
 
     alone, both = np.zeros(len(WIDTHS), np.int64), np.zeros(len(WIDTHS), np.int64)

@@ -26,6 +26,7 @@ class Asked:
     sampling_params: object = field(default_factory=params)
     custom_logit_processor: object = None
     over: bool = False
+    is_retracted: bool = False
 
     def finished(self):
         return self.over
@@ -105,9 +106,35 @@ def test_requests_that_ended_without_a_word(memory, requests):
     one, two = Asked("a", [1]), Asked("b", [2])
     requests.propose([one, two], {})
     one.over = True
+    assert not requests.idle()
+    assert memory.stopped == []
     requests.sweep()
     assert memory.stopped == [0]
     assert len(requests) == 1
+    two.is_retracted = True  # and perhaps given up before it came back
+    assert requests.idle()
+    assert memory.stopped == [0, 1]
+    assert len(requests) == 0
+    two.is_retracted, two.output_ids = False, [7]
+    requests.propose([two], {})
+    assert memory.texts[2] == [2, 7]
+
+
+def test_drafts_end_before_an_id_that_is_none_of_the_models(memory):
+    found = Drafts(
+        np.array([[5, 1_000_007, 6], [1_000_007, 5, 0], [9, 8, 7], [0, 0, 0]], np.int32),
+        np.array([3, 2, 3, 0], np.int32), np.array([2.5, 1.5, 2.5, 0], np.float32),
+    )  # fmt: skip
+    memory.step = lambda *asked: found
+    asked = [Asked(rid, [1]) for rid in "abcd"]
+    drafts, _ = Requests(memory, longest=8, context=1000, vocabulary=100).propose(asked, {})
+    assert drafts.tokens.tolist() == [[5, 0, 0], [0, 0, 0], [9, 8, 7], [0, 0, 0]]
+    assert drafts.lengths.tolist() == [1, 0, 3, 0]
+    assert drafts.scores.tolist() == [1, 0, 2.5, 0]
+    assert {drafts.tokens.dtype, drafts.lengths.dtype} == {np.dtype(np.int32)}
+    assert drafts.scores.dtype == np.float32
+    drafts, _ = Requests(memory, longest=8, context=1000, vocabulary=2_000_000).propose(asked, {})
+    assert drafts is found
 
 
 @pytest.mark.parametrize(

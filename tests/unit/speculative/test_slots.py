@@ -27,7 +27,16 @@ class Batch:
     device = "cpu"
 
     def __init__(
-        self, lengths, *, allocated=None, free=10**6, columns=1060, page=1, evictable=0, penalties=False
+        self,
+        lengths,
+        *,
+        allocated=None,
+        free=10**6,
+        columns=1060,
+        page=1,
+        evictable=0,
+        penalties=False,
+        swa=False,
     ):
         self.spec_algorithm = object.__new__(algorithm.ChainAlgorithm)
         self.reqs = [
@@ -37,7 +46,7 @@ class Batch:
             for length, held in zip(lengths, allocated or lengths, strict=True)
         ]
         self.token_to_kv_pool_allocator = Pool(free, page)
-        self.tree_cache = SimpleNamespace(evictable_size=lambda: evictable)
+        self.tree_cache = SimpleNamespace(evictable_size=lambda: evictable, supports_swa=lambda: swa)
         self.req_to_token_pool = SimpleNamespace(
             req_to_token=torch.zeros(len(lengths), columns, dtype=torch.int32)
         )
@@ -100,13 +109,13 @@ def test_no_slot_is_behind_the_end_of_a_row(handed_out, page):
 
 def test_where_memory_is_short_nothing_is_handed_out_ahead(handed_out):
     rows, least = 4, 4 * slots.AHEAD * slots.SHARE
-    for free, evictable, ahead in (
-        (least, 0, True),
-        (least - 1, 0, False),
-        (1, least - 1, True),
-        (least, (9, 9), False),
+    for free, evictable, swa, ahead in (
+        (least, 0, False, True),
+        (least - 1, 0, False, False),
+        (1, least - 1, False, True),
+        (least, 10**6, True, False),  # slots of sliding windows may be short where others are not
     ):
-        batch = Batch([10] * rows, free=free, evictable=evictable)
+        batch = Batch([10] * rows, free=free, evictable=evictable, swa=swa)
         slots.around_prepare_for_decode(refuse, batch)
         assert batch.held() == [10 + RESERVE + slots.AHEAD * ahead] * rows
 

@@ -95,7 +95,8 @@ def test_the_gates_compile():
 def test_the_ends_of_a_verify_step_compile():
     types = dict.fromkeys(chain._chain.arg_names, "*i64") | {"bonus": "*i32", "table": "*i32"}
     types |= dict.fromkeys(
-        ("tokens_out", "head_stride", "head_step", "table_stride", "last", "count", "width"), "i32"
+        ("tokens_out", "head_stride", "head_step", "table_stride", "last_column", "last", "count", "width"),
+        "i32",
     )
     compiled(chain._chain, types, {"BLOCK": 32})
     types = dict.fromkeys(chain._accept.arg_names, "*i64") | {
