@@ -167,7 +167,7 @@ def rank_main(rank: int, args: Any, folder: str) -> None:
         )
         given = {
             "ids": torch.arange(tokens.padded, device=device) * 7 % (sp * VOCABULARY),
-            "vocabulary": Vocabulary(random(VOCABULARY, HIDDEN), rank * VOCABULARY),
+            "vocabulary": Vocabulary(random(VOCABULARY, HIDDEN), rank * VOCABULARY, sp * VOCABULARY),
             "last": torch.arange(0, count, 1 + count // 5, device=device),
             "rows": random(tokens.share, sp * widths.heads), "heads": random(count, widths.rows),
             "scattered": scattered, "hidden": random(tokens.share, HIDDEN),

@@ -42,6 +42,12 @@ ROWS: tuple[Seam, ...] = (
     _row("alloc", "mem_cache.allocation.alloc_for_spec_decode", "Hands out KV slots.",
          params=("tree_cache", "req_to_token_pool", "reqs", "req_pool_indices", "cur_kv_lens", "cur_kv_lens_cpu",
                  "nxt_kv_lens", "nxt_kv_lens_cpu", "num_needed_tokens", "batch")),
+    _row("cache", "mem_cache.base_prefix_cache.BasePrefixCache", "How many KV slots may be handed out ahead.",
+         members=("supports_swa", "evictable_size")),
+    _row("schedule_batch", "managers.schedule_batch.ScheduleBatch", "A step's requests, and where each one's rows end.",
+         members=("reqs", "extend_lens", "spec_info", "seq_lens_cpu")),
+    _row("request", "managers.schedule_batch.Req", "What a request has said, and whether a step will have it.",
+         members=("is_retracted", "finished", "output_ids", "kv_committed_len")),
     _row("reserve", "mem_cache.allocation_sizing.get_alloc_reserve_per_decode",
          "Tokens that two steps with the widest drafts take, as SGLang counts on them."),
     _row(

@@ -103,9 +103,9 @@ class ArcticServerArgs(_WithFlags):
         if Feature.CPU in features:
             _check_cpu_model(self)
         if Feature.SHIFT in features:
+            decision = dataclasses.replace(decision, shift_threshold=_set_shift(self, config))
             if not chunk_given:
                 _scale_prefill(self, config.ulysses_sequence_parallel_size)
-            decision = dataclasses.replace(decision, shift_threshold=_set_shift(self, config))
         if Feature.SPECULATION in features:
             _check_speculated_model(self)
         # Only now has SGLang read the model's config.
@@ -274,6 +274,7 @@ def _set_shift(args: Any, config: ArcticConfig) -> int | str:
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
     settings |= {
         "prefill_graph": args.cuda_graph_config.prefill.backend,
+        "post_capture_kv_sizing": args.post_capture_kv_sizing_planned(),
         "fast_embedding_device": args.device if config.enable_fast_embedding else None,
     }
     refused = shift_limits.refusals(settings) or shift_limits.checkpoint_refusals(
@@ -296,6 +297,11 @@ def _scale_prefill(args: Any, sp: int) -> None:
     chunk = args.chunked_prefill_size * sp
     if chunk > 0:
         most = max(args.max_prefill_tokens, chunk)
+        if most > args.max_prefill_tokens:
+            logger.info(
+                "arctic-sglang: --max-prefill-tokens %d becomes %d, the tokens of a prefill step on %d ranks; "
+                "--chunked-prefill-size sets both apart from that", args.max_prefill_tokens, most, sp,
+            )  # fmt: skip
         args.override("arctic-sglang", chunked_prefill_size=chunk, max_prefill_tokens=most)
 
 

@@ -198,11 +198,13 @@ class Switched(ABC):
 
     def give(self) -> None:
         """Gives the layer back what it had when it was loaded, so that it can be loaded again; then `take`."""
+        given = {}
         for name, whole in self.whole.items():
-            given, rows = whole, self.form.axes[name].rows
+            given[name], rows = whole, self.form.axes[name].rows
             if self.order is not None and rows is not None:
-                given = weights.in_order(whole, weights.loaded_order(self.order), rows)
-            getattr(self.layer, name).data = given
+                given[name] = weights.in_order(whole, weights.loaded_order(self.order), rows)
+        for name, data in given.items():  # now that there was memory for all of them
+            getattr(self.layer, name).data = data
         self.layer.tp_rank = self.shift.topology.shard(self.shift.rank)
         self.layer.tp_size = self.shift.topology.tp
 

@@ -60,6 +60,17 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "enable_return_hidden_states": ((False,), "--enable-return-hidden-states", "not tried"),
     "enable_deterministic_inference": ((False,), "--enable-deterministic-inference", "modes round differently"),
     "enable_memory_saver": ((False,), "--enable-memory-saver", "not tried"),
+    "load_format": (
+        ("auto", "pt", "safetensors", "npcache", "dummy", "presharded", "gguf", "bitsandbytes", "mistral", "layered",
+         "flash_rl", "remote", "fastsafetensors", "private", "runai_streamer"),
+        "--load-format", "it reads the shards of as many ranks as there are, and a rank here begins with larger ones",
+    ),
+    "cpu_offload_gb": ((0,), "--cpu-offload-gb", "both modes have the weights on the GPU"),
+    "offload_group_size": ((-1, 0, None), "--offload-group-size", "both modes have the weights on the GPU"),
+    "post_capture_kv_sizing": (
+        (False,), "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+        "not tried, and it wants prefill graphs as large as a step, which ranks make larger",
+    ),
     "custom_weight_loader": ((None, []), "--custom-weight-loader", "it may write to one mode's part of the weights"),
     "prefill_graph": (
         ("breakable", "disabled"), "--cuda-graph-backend-prefill",
@@ -77,8 +88,9 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
     """Why a server with these settings cannot use Shift Parallelism; empty if it can.
 
     Args:
-        settings: SGLang's server arguments by name, and besides `prefill_graph` (the prefill graphs' backend) and
-            `fast_embedding_device` (where the vectorised road computes; None: it is off). What is not in there is
+        settings: SGLang's server arguments by name, and besides `prefill_graph` (the prefill graphs' backend),
+            `post_capture_kv_sizing` (whether the KV cache is sized after capture) and `fast_embedding_device` (where
+            the vectorised road computes; None: it is off). What is not in there is
             taken to be fine.
     """
     return [

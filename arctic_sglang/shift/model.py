@@ -17,6 +17,7 @@ from arctic_sglang.shift import formats, layers, limits, modules, start, weights
 from arctic_sglang.shift.exchange import Collectives
 from arctic_sglang.shift.formats import Format
 from arctic_sglang.shift.layers import Shift, Switched
+from arctic_sglang.shift.loading import one_by_one
 from arctic_sglang.shift.policy import AUTO, Mode, Policy
 from arctic_sglang.shift.push import Vocabulary
 from arctic_sglang.shift.topology import Heads, Topology
@@ -263,7 +264,7 @@ def _vocabulary_of(embedding: Any) -> Callable[[], Vocabulary]:
     if indices.num_added_elements:
         raise ValueError("--ulysses-sequence-parallel-size: a vocabulary with added tokens is not supported")
     first, last = indices.org_vocab_start_index, indices.org_vocab_end_index
-    return lambda: Vocabulary(embedding.weight.data[: last - first], first)
+    return lambda: Vocabulary(embedding.weight.data[: last - first], first, embedding.org_vocab_size)
 
 
 def _last_tokens(_ids: Any, _rows: Any, _head: Any, batch: Any, *others: Any) -> torch.Tensor | None:
@@ -304,12 +305,7 @@ def _keep_loadable(model: Any, switched: list[Switched]) -> None:
     def load_weights(*args: Any, **kwargs: Any) -> Any:
         if any(one.form.quantized for one in switched):
             raise ValueError(_NOT_AGAIN)
-        for one in switched:
-            one.give()
-        try:
+        with one_by_one(switched):
             return load(*args, **kwargs)
-        finally:
-            for one in switched:
-                one.take()
 
     model.load_weights = load_weights

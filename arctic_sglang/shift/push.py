@@ -64,10 +64,12 @@ class Vocabulary:
     Attributes:
         table: [tokens, hidden], contiguous.
         first: the token of the first row.
+        total: tokens of all ranks' parts. No rank has any beyond, nor negative ones; their rows are zeros.
     """
 
     table: torch.Tensor
     first: int
+    total: int
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows of the tokens that are here, and zeros for the others: [ids] -> [ids, hidden]."""
@@ -131,7 +133,9 @@ def _push_kernel(
     tl.store(target + row * TARGET_ROW + column, found, mask=inside)
 
 
-def push_embedded(ids: torch.Tensor, vocabulary: Vocabulary, addresses: torch.Tensor, share: int) -> None:
+def push_embedded(
+    ids: torch.Tensor, vocabulary: Vocabulary, addresses: torch.Tensor, share: int, position: int
+) -> None:
     """Writes the rows of the tokens that this rank has into the memory of the ranks whose tokens they are.
 
     Args:
@@ -139,11 +143,11 @@ def push_embedded(ids: torch.Tensor, vocabulary: Vocabulary, addresses: torch.Te
         vocabulary: this rank's part.
         addresses: as of `push`; targets are [share, hidden].
         share: tokens of each rank.
+        position: this rank's place in the group.
     """
     last = vocabulary.first + len(vocabulary.table)
-    _push_rows(
-        (len(ids), 1), vocabulary.table, ids, addresses, (share, vocabulary.first, last, 0), embedded=True
-    )
+    numbers = (share, vocabulary.first, last, vocabulary.total, position)
+    _push_rows((len(ids), 1), vocabulary.table, ids, addresses, numbers, embedded=True)
 
 
 def push_chosen(rows: torch.Tensor, chosen: torch.Tensor, addresses: torch.Tensor, position: int) -> None:
@@ -156,17 +160,19 @@ def push_chosen(rows: torch.Tensor, chosen: torch.Tensor, addresses: torch.Tenso
         position: this rank's place in the group.
     """
     _push_rows(
-        (len(chosen), len(addresses)), rows, chosen, addresses, (len(rows), 0, 0, position), embedded=False
+        (len(chosen), len(addresses)), rows, chosen, addresses, (len(rows), 0, 0, 0, position), embedded=False
     )
 
 
 def push_embedded_twin(
-    ids: torch.Tensor, vocabulary: Vocabulary, targets: list[torch.Tensor], share: int
+    ids: torch.Tensor, vocabulary: Vocabulary, targets: list[torch.Tensor], share: int, position: int
 ) -> None:
     """What `push_embedded` does, of tensors that one process can reach; `targets` are [share, hidden]."""
     for token, number in enumerate(ids.tolist()):
         if 0 <= number - vocabulary.first < len(vocabulary.table):
             targets[token // share][token % share] = vocabulary.table[number - vocabulary.first]
+        elif not 0 <= number < vocabulary.total and token // share == position:
+            targets[position][token % share] = 0
 
 
 def push_chosen_twin(
@@ -181,7 +187,7 @@ def push_chosen_twin(
 
 def _push_rows(
     grid: tuple[int, int], source: torch.Tensor, index: torch.Tensor, addresses: torch.Tensor,
-    numbers: tuple[int, int, int, int], *, embedded: bool,
+    numbers: tuple[int, int, int, int, int], *, embedded: bool,
 ) -> None:  # fmt: skip
     width, size = source.shape[1], source.element_size()
     if 0 in (*grid, width):
@@ -194,24 +200,28 @@ def _push_rows(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["share", "first", "last", "position"])
+@triton.jit(do_not_specialize=["share", "first", "last", "total", "position"])
 def _rows_kernel(
-    source: tl.tensor, index: tl.tensor, addresses: tl.tensor, share: int, first: int, last: int, position: int,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, EMBEDDED: tl.constexpr, ALIGNED: tl.constexpr,
+    source: tl.tensor, index: tl.tensor, addresses: tl.tensor, share: int, first: int, last: int, total: int,
+    position: int, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EMBEDDED: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip
     item = tl.program_id(0)
     number = tl.load(index + item).to(tl.int64)
     if EMBEDDED:
         own, row = (number >= first) & (number < last), number - first
         part, there = item // share, (item % share).to(tl.int64)
+        # What nobody has is zeros, which whose token it is sees to: an earlier step's row lies there.
+        writes = own | ((part == position) & ((number < 0) | (number >= total)))
     else:
         own, row = number // share == position, number % share
         part, there = tl.program_id(1), number
-    if own:
+        writes = own
+    if writes:
         target = tl.load(addresses + part).to(tl.pointer_type(source.dtype.element_ty))
         target = tl.multiple_of(target + there * WIDTH, ALIGNED)
-        found = tl.multiple_of(source + row * WIDTH, ALIGNED)
+        found = tl.multiple_of(source + tl.where(own, row, 0) * WIDTH, ALIGNED)
         for start in range(0, WIDTH, BLOCK):
             column = start + tl.arange(0, BLOCK)
             inside = column < WIDTH
-            tl.store(target + column, tl.load(found + column, mask=inside), mask=inside)
+            tl.store(target + column, tl.load(found + column, mask=inside & own, other=0.0), mask=inside)

@@ -190,7 +190,7 @@ class Symmetric:
         share, width = len(ids) // self._sp, vocabulary.table.shape[1]
         if self._shards > 1 or len(ids) > self.tokens:
             return self.scatter(vocabulary.rows(ids))
-        push_embedded(ids, vocabulary, self._scattered.addresses, share)
+        push_embedded(ids, vocabulary, self._scattered.addresses, share, self._position)
         self._handle.barrier(channel=0)
         # A model adds to it while it runs, and experts scatter their rows to the same region.
         return self._scattered.here[: share * width].view(share, width).clone()

@@ -73,15 +73,20 @@ def test_rows(sp: int, share: int, width: int, dtype: torch.dtype) -> None:
     """Embeddings of a vocabulary that ranks share out, and some rows of all ranks' for all of them."""
     each, ids = 5, torch.randint(0, 5 * sp, (sp * share,))
     table = torch.randn(each * sp, width).to(dtype)
-    own = [Vocabulary(table[rank * each : (rank + 1) * each], rank * each) for rank in range(sp)]
+    parts = [slice(rank * each, (rank + 1) * each) for rank in range(sp)]
+    own = [Vocabulary(table[part], part.start, len(table)) for part in parts]
+    embedded = table[ids]
+    for odd, token in zip((-1, each * sp, 1_000_000), torch.randperm(len(ids)).tolist(), strict=False):
+        ids[token] = odd  # no rank has it
+        embedded[token] = 0
     found, twins = ([torch.full((share, width), 7.0, dtype=dtype) for _ in range(sp)] for _ in range(2))
     addresses = torch.tensor([target.data_ptr() for target in found])
-    for vocabulary in own:
-        push_embedded(ids, vocabulary, addresses, share)
-        push_embedded_twin(ids, vocabulary, twins, share)
-    assert torch.equal(torch.cat(found), table[ids])
-    assert torch.equal(torch.cat(twins), table[ids])
-    assert torch.equal(sum(vocabulary.rows(ids) for vocabulary in own), table[ids])
+    for position, vocabulary in enumerate(own):
+        push_embedded(ids, vocabulary, addresses, share, position)
+        push_embedded_twin(ids, vocabulary, twins, share, position)
+    assert torch.equal(torch.cat(found), embedded)
+    assert torch.equal(torch.cat(twins), embedded)
+    assert torch.equal(sum(vocabulary.rows(ids) for vocabulary in own), embedded)
 
     rows = [torch.randn(share, width).to(dtype) for _ in range(sp)]
     chosen = torch.randperm(sp * share)[: share + 1]

@@ -95,7 +95,10 @@ class Embedding(nn.Module):
     def __init__(self, table, rank, world, group):
         super().__init__()
         rows = len(table) // world
-        self.group, self.own = group, Vocabulary(table[rank * rows : (rank + 1) * rows], rank * rows)
+        self.group, self.own = (
+            group,
+            Vocabulary(table[rank * rows : (rank + 1) * rows], rank * rows, len(table)),
+        )
 
     def forward(self, ids):
         found = self.own.rows(ids)

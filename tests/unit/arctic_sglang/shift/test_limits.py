@@ -21,11 +21,13 @@ GIVEN = {
     "moe_a2a_backend": "deepep", "moe_dp_size": 2, "moe_dense_tp_size": 1, "dwdp_size": 2, "enable_eplb": True,
     "elastic_ep_backend": "nixl", "kt_weight_path": "x",
     "enable_deterministic_inference": True, "enable_memory_saver": True, "custom_weight_loader": ["a.b"],
+    "load_format": "sharded_state", "cpu_offload_gb": 8, "offload_group_size": 2, "post_capture_kv_sizing": True,
 }  # fmt: skip
 # What is no setting of SGLang's of that name.
 FLAGS = {
     "prefill_graph": "--cuda-graph-backend-prefill",
     "fast_embedding_device": "--enable-fast-embedding on",
+    "post_capture_kv_sizing": "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
 }
 
 
@@ -33,7 +35,8 @@ def test_what_sglang_does_by_itself_is_fine():
     fields = {f.name: f.default for f in dataclasses.fields(vendor.ServerArgs)}
     assert set(_ONLY) - set(FLAGS) <= set(fields)
     for device, graph in (("cpu", "disabled"), ("cuda", "breakable")):
-        assert refusals(fields | {"device": device, "prefill_graph": graph}) == []
+        usual = {"device": device, "prefill_graph": graph, "post_capture_kv_sizing": False}
+        assert refusals(fields | usual) == []
     assert set(GIVEN) == set(_ONLY)
 
 
@@ -43,6 +46,13 @@ def test_each_refusal_names_its_flag_and_reason(name):
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
     assert found.startswith(f"{flag} {GIVEN[name]}: ")
     assert len(found) > len(f"{flag} {GIVEN[name]}: ") + 5
+
+
+def test_weights_may_come_in_every_format_but_those_that_are_shards():
+    from sglang.srt.server_args import LOAD_FORMAT_CHOICES
+
+    refused = {name for name in LOAD_FORMAT_CHOICES if refusals({"load_format": name})}
+    assert refused == {"sharded_state", "remote_instance"}
 
 
 @pytest.mark.parametrize("name", [None, *QUANTIZATIONS])

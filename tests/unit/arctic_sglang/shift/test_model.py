@@ -232,14 +232,15 @@ def test_hidden_states_beside_the_last_ones_are_read():
 def test_the_vocabulary_is_that_of_the_checkpoint():
     indices = SimpleNamespace(num_added_elements=0, org_vocab_start_index=8, org_vocab_end_index=11)
     weight = torch.nn.Parameter(torch.arange(10.0).view(5, 2))  # padded
-    found = model._vocabulary_of(SimpleNamespace(shard_indices=indices, weight=weight))
-    assert found().first == 8
+    embedding = SimpleNamespace(shard_indices=indices, weight=weight, org_vocab_size=11)
+    found = model._vocabulary_of(embedding)
+    assert (found().first, found().total) == (8, 11)
     assert found().rows(torch.tensor([7, 8, 10, 11])).tolist() == [[0, 0], [0, 1], [4, 5], [0, 0]]
     weight.data = weight.data + 1  # loaded again
     assert found().rows(torch.tensor([8])).tolist() == [[1, 2]]
     indices.num_added_elements = 1
     with pytest.raises(ValueError, match="a vocabulary with added tokens is not supported"):
-        model._vocabulary_of(SimpleNamespace(shard_indices=indices, weight=weight))
+        model._vocabulary_of(embedding)
 
 
 @pytest.mark.parametrize(
