@@ -231,7 +231,7 @@ def engines(
             )
         running = {}
         for arm, child in found.items():
-            options = engine_options(arm, args, tokens, args.draft_head or folder / "head")
+            options = engine_options(arm, args, tokens, args.draft_head or Path("FOLDER", "head"))
             if not isinstance(child, Child):
                 record.arm(arm, {"options": options, "beside": beside})
                 record.failed(arm, child)
