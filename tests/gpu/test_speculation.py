@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 pytestmark = pytest.mark.gpu
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_lm"
 SUFFIX = {"speculative_algorithm": "SUFFIX"}
 HEAD = {"speculative_algorithm": "ARCTIC", "speculative_draft_model_path": str(TINY / "speculator")}
+BOTH = {**HEAD, "enable_suffix_decoding": True}
+STATES = {"enable_return_hidden_states": True}
 ENGINES = {
     "plain": {},
     "fa3": {**SUFFIX, "attention_backend": "fa3"},
@@ -25,15 +28,16 @@ ENGINES = {
     "no_graphs": {**SUFFIX, "disable_cuda_graph": True},
     "few_at_once": {**SUFFIX, "max_running_requests": 2, "cuda_graph_max_bs_decode": 2},
     "lstm": HEAD,
-    "hybrid": {**HEAD, "enable_suffix_decoding": True},
+    "hybrid": BOTH,
+    "hybrid_states": {**BOTH, **STATES},
+    "suffix_states": {**SUFFIX, **STATES},
     "plain_fp8": {"quantization": "fp8"},
     "fp8": {**SUFFIX, "quantization": "fp8"},
 }
 if torch.cuda.device_count() > 1:
-    both = {**HEAD, "enable_suffix_decoding": True}
     ENGINES |= {
-        "hybrid_on_two": {**both, "tp_size": 2},
-        "hybrid_shift": {**both, "ulysses_sequence_parallel_size": 2, "enable_shift_parallel": True},
+        "hybrid_on_two": {**BOTH, "tp_size": 2},
+        "hybrid_shift": {**BOTH, "ulysses_sequence_parallel_size": 2, "enable_shift_parallel": True},
     }
 # A port for each engine, below those that the system hands out: of engines that start together two may be given the
 # same one else, as SGLang asks for a free port long before it binds it.
@@ -117,3 +121,32 @@ def test_grammars_and_samples(answers, name):
         p, q = ours[outcome] / n, theirs[outcome] / m
         mean = (ours[outcome] + theirs[outcome]) / (n + m)
         assert abs(p - q) < 4.5 * (mean * (1 - mean) * (1 / n + 1 / m)) ** 0.5 + 1e-9, (outcome, p, q)
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if "states" in name])
+def test_hidden_states(answers, name):
+    """Of prompts and of every token, whatever kind of step it came from."""
+    found = answers[name]
+    assert isinstance(found, dict), found
+    model = transformers.AutoModelForCausalLM.from_pretrained(TINY / "model", dtype=torch.float32)
+    for said in found["states"]:
+        with torch.no_grad():
+            wanted = model.model(torch.tensor([said["prompt"] + said["ids"]])).last_hidden_state[0]
+        first, *rest = said["states"]
+        assert len(first) == len(said["prompt"]) - said["cached"]
+        assert len(rest) == len(said["ids"]) - 1
+        got = torch.tensor([*first, *rest])
+        assert torch.nn.functional.cosine_similarity(got, wanted[said["cached"] : -1]).min() > 0.99
+    assert found["states"][-1]["steps"] < len(found["states"][-1]["ids"]) - 1
+
+
+@pytest.mark.parametrize("name", ["fa3", "hybrid"])
+def test_graphs_that_are_captured_anew(answers, name):
+    """With new weights, here the same ones: answers stay, and drafts are checked."""
+    found = answers[name]
+    assert isinstance(found, dict), found
+    for turn in ("renewed", "renewed again"):
+        pairs = zip(found[turn], found["first"], strict=True)
+        assert sum(ours["ids"] == theirs["ids"] for ours, theirs in pairs) >= 0.9 * len(found["first"])
+    steps = sum(answer["steps"] for answer in found["renewed again"])
+    assert sum(len(answer["ids"]) - 1 for answer in found["renewed again"]) > 2 * steps
