@@ -386,7 +386,7 @@ def test_servers_that_embed_wrongly(stubs):
 
 
 def test_an_engine_serves_several_jobs_and_abandons(stubs):
-    stub = stubs.start(slow=lambda key: 0.2 if key == "slow" else 0)
+    stub = stubs.start(slow=lambda key: 30 if key == "slow" else 0)
     with HttpEngine(model="m", task="generate", options=options(stub, max_concurrency=2)) as engine:
         engine.submit([GenerateRequest(i, "slow", {}) for i in range(5)])
         engine.abandon()
