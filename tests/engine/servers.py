@@ -23,12 +23,11 @@ START_SECONDS = 240
 
 
 @contextmanager
-def added_plugin(name: str):
-    """SGLang finds another plugin, in the folder of that name beside this file, in processes that start meanwhile."""
-    folder = str(Path(__file__).with_name(name))
+def added_plugin(folder: Path):
+    """SGLang finds another plugin, in this folder, in processes that start meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
-        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        patch.syspath_prepend(str(folder))
         yield
 
 

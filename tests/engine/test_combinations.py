@@ -91,7 +91,10 @@ def options(made: Combination) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=str)
 def served(request, tmp_path_factory, functions):
     asked = [tokenizer()(function[:150])["input_ids"] for function in functions[:16]]
-    with pytest.MonkeyPatch.context() as patch, added_plugin("skew"):  # ranks whose clocks say other things
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        added_plugin(Path(__file__).with_name("skew")),
+    ):  # ranks whose clocks say other things
         patch.setenv("ARCTIC_SGLANG_UNTIMED", "1")  # as many drafts on a busy machine
         log = tmp_path_factory.mktemp("combined") / "engine.log"
         with running_engine(log, **options(request.param)) as engine:

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def served(request, tmp_path_factory):
     if threshold is not None:
         options |= {"enable_shift_parallel": True, "shift_parallel_threshold": threshold.replace(FLIP, "24")}
     log = folder / "engine.log"
-    plugin = added_plugin(FLIP) if threshold == FLIP else nullcontext()
+    plugin = added_plugin(Path(__file__).with_name(FLIP)) if threshold == FLIP else nullcontext()
     with plugin, running_engine(log, model_path=str(folder), **options) as engine:
         if request.param in OFTEN:
             assert made_of(engine.server_args, "base") in ELSEWHERE["test_shift"]

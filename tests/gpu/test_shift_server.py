@@ -1,14 +1,14 @@
 """A server on several GPUs whose rank is killed: the others wait for it within a kernel, and hear of nothing."""
 
 import pytest
-import torch
 
 from tests.engine.servers import running_server
 from tests.engine.test_shift_server import ARGS, kill, post, told_and_counted
+from tests.gpu.gpus import RANKS
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(RANKS < 2, reason="needs a GPU"),
 ]
 ON_GPUS = ["--dtype", "float16", "--attention-backend", "triton", "--mem-fraction-static", "0.5"]
 

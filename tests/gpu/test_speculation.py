@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 
+from tests.gpu.gpus import RANKS
+
 pytestmark = pytest.mark.gpu
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_lm"
@@ -34,7 +36,7 @@ ENGINES = {
     "plain_fp8": {"quantization": "fp8"},
     "fp8": {**SUFFIX, "quantization": "fp8"},
 }
-if torch.cuda.device_count() > 1:
+if RANKS > 1:
     ENGINES |= {
         "hybrid_on_two": {**BOTH, "tp_size": 2},
         "hybrid_shift": {**BOTH, "ulysses_sequence_parallel_size": 2, "enable_shift_parallel": True},

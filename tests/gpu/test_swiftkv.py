@@ -10,6 +10,7 @@ import transformers
 
 from swiftkv.kv_write import Rotation, Slots, rotate, rotate_and_store
 from tests.engine.servers import running_engine
+from tests.gpu.gpus import RANKS
 from tests.swiftkv_cases import TINY, compare, make_model, prompts, rescored, tiny_prompts
 
 pytestmark = pytest.mark.gpu
@@ -152,8 +153,8 @@ def test_groups(tmp_path, ranks):
     The layers' numbers in the cache and in the graphs are apart. Random weights are noisy: SGLang's plain Llama
     of this shape, in bf16 on a CPU, is 1.9 times as far from float32 as transformers' in bf16 is.
     """
-    if ranks > torch.cuda.device_count():
-        pytest.skip(f"{ranks} GPUs are wanted, {torch.cuda.device_count()} are there")
+    if ranks > RANKS:
+        pytest.skip(f"{ranks} GPUs are wanted, {RANKS} are there")
     twin = make_model(tmp_path, "llama", group_size=2, dtype=torch.bfloat16, **SHAPE).float().cuda()
     rough = copy.deepcopy(twin).bfloat16()
     with engine_of(tmp_path, chunked_prefill_size=128, tp_size=ranks, swiftkv_min_tokens=0) as engine:
