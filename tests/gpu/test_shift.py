@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(RANKS < 2, reason="needs a GPU"),
 ]
-START_SECONDS = 350 if SHARED else 200  # flashinfer compiles its kernels first, for minutes: run it by itself a second time
+# Flashinfer compiles its kernels first, for minutes: run it by itself a second time.
+START_SECONDS = 350 if SHARED else 200
 FIRST_PORT = 25100  # of each engine one, below those that the system hands out
 LENGTHS = (1, 2, 3, 5, 17, 24, 25, 33, 64, 127, 128, 129, 300, 700)
 LENGTHS = LENGTHS + tuple(range(2, 36))  # more requests than a decode step of the threshold has
