@@ -43,7 +43,7 @@ ENGINES = {
     "triton-ulysses": ("llama", 1, HALF),
     "triton-always-tp": ("llama", 1, {**HALF, **SHIFT, "shift_parallel_threshold": "100000"}),
     "triton-no-graphs": ("llama", 1, {**HALF, **SHIFT, "disable_cuda_graph": True}),
-    "triton-few-kv-heads": ("llama:2", 1, {**HALF, **SHIFT}),
+    "triton-few-kv-heads": ("llama+2", 1, {**HALF, **SHIFT}),
     "triton-two-by-two": ("llama", 2, {**HALF, **SHIFT, **AGAIN}),
     "triton-steps-beyond-the-buffers": (
         "llama", 1, {**HALF, **SHIFT, "chunked_prefill_size": -1, "max_prefill_tokens": 128},
@@ -80,9 +80,11 @@ ENGINES = {
     "flashinfer": ("llama", 1, {**BF16, **SHIFT, "attention_backend": "flashinfer"}),
 }  # fmt: skip
 CASES = [name for name, (_, tp, _) in ENGINES.items() if tp is not None and RANKS % (2 * tp) == 0]
+# SGLang's scheduler ends where embeddings meet mixed chunks.
+EMBEDDING = {"is_embedding": True, "enable_mixed_chunk": False}
 VECTORS = {
-    "embedding": ("qwen3", 1, {**BF16, **SHIFT, "attention_backend": "fa3", "is_embedding": True}),
-    "embedding-ulysses": ("llama", 1, {**HALF, "is_embedding": True}),
+    "embedding": ("qwen3", 1, {**BF16, **SHIFT, **EMBEDDING, "attention_backend": "fa3"}),
+    "embedding-ulysses": ("llama", 1, {**HALF, **EMBEDDING}),
 }
 ALL = ENGINES | VECTORS
 
@@ -94,7 +96,7 @@ def lengths_of(name: str) -> tuple[int, ...]:
 
 def save_model(folder: Path, name: str) -> None:
     """Saves a random model of a small shape; `name` is a family, and what its key/value heads are if not four."""
-    family, _, heads = name.partition(":")
+    family, _, heads = name.partition("+")
     shape = {
         "hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8, "head_dim": 64,
         "num_key_value_heads": int(heads or 4),
