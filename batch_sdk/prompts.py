@@ -62,11 +62,25 @@ class NullValue(jinja2.StrictUndefined):
         return hash(None)
 
 
+class BytesValue(bytes):
+    """Bytes of a binary column: they can do all that bytes can, but become text only by `decode`."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise TypeError("the template prints bytes; decode them: {{ column.decode() }}")
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+
 def _refuse_none(value: Any) -> Any:
-    """Printing hook: a null inside a list or a struct is as much a null as a null column."""
+    """Printing hook: a null inside a list or a struct is as much a null as a null column. Bytes are no text."""
     if value is None:
         raise NullInputError("the template prints a null")
-    return value
+    return str(BytesValue(value)) if isinstance(value, bytes) else value
 
 
 def _is_none(value: Any) -> bool:
@@ -229,6 +243,8 @@ class RowTemplates:
         for name, value in row.items():
             if value is None:
                 row[name] = NullValue(name)
+            elif type(value) is bytes:
+                row[name] = BytesValue(value)
         if self._with_row:
             row[_ROW] = dict(row)
         try:

@@ -160,3 +160,25 @@ def test_nothing_of_a_row_is_left_for_the_next_one():
     assert [text if isinstance(text, str) else "error" for text in found] == [
         "one 1", "none 1", "error", "none 1", "three 1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["{{ x }}", "{{ 'x: ' ~ x }}", "{{ x | upper }}", "{{ x[:2] }}", "{{ [x] | join }}", "{{ [x] }}"],
+)
+def test_bytes_are_no_text(jobs, prompt):
+    error = build(prompt, {"x": b"caf\xc3\xa9"})
+    assert isinstance(error, RowError)
+    assert error.kind == "prompt_error"
+    assert "decode" in error.message
+    for column in (pa.array([b"ab", b"cd"]), pa.array([b"ab", b"cd"], pa.binary(2))):
+        table = jobs.generate(pa.table({"x": column}), prompt)
+        assert [e["kind"] for e in table["error"].to_pylist()] == ["prompt_error"] * 2
+
+
+def test_bytes_can_be_decoded():
+    assert build("{{ x.decode() }} {{ x | length }}", {"x": b"caf\xc3\xa9"}) == "café 5"
+    assert build("{{ x.decode('latin-1') }}", {"x": b"caf\xe9"}) == "café"
+    error = build("{{ x.decode() }}", {"x": b"caf\xe9"})
+    assert isinstance(error, RowError)
+    assert error.kind == "prompt_error"
