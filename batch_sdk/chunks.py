@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from batch_sdk.answers import Answers, failed
-from batch_sdk.embed_inputs import BAD_TEXT, UNDECODABLE, Rows, column_values, embed_inputs
+from batch_sdk.embed_inputs import Rows, Unreadable, any_unreadable, column_values, embed_inputs
 from batch_sdk.engines.base import (
     EmbedRequest,
     EmbedResult,
@@ -138,14 +138,16 @@ class GenerateChunk(Chunk):
         self._on_too_long = on_too_long
         self._sampling = sampling.rows([column_values(batch.column(name)) for name in sampling.columns])
         self._columns = [column_values(batch.column(name)) for name in columns]
-        self._clean = not any(UNDECODABLE in column for column in self._columns)
+        self._clean = not any(map(any_unreadable, self._columns))
         self._build = build
         self._results: list[GenerateResult | None] = [None] * self.rows
 
     def _prompt(self, row: int) -> Prompt | RowError:
         values = [column[row] for column in self._columns]
-        if not self._clean and UNDECODABLE in values:
-            return BAD_TEXT
+        if not self._clean:
+            for name, value in zip(self._names, values, strict=True):
+                if isinstance(value, Unreadable):
+                    return value.error._replace(message=f"column {name!r}: {value.reason}")
         return self._build(dict(zip(self._names, values, strict=True)))
 
     def take(self, room: int) -> list[Request]:

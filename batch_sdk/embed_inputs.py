@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,22 +21,30 @@ _LARGEST_ID = 2**31 - 1
 _ID_TYPES = (pa.int32(), pa.int64(), pa.uint32(), pa.uint64())
 
 
-class Undecodable:
-    """Stands for a string whose bytes are not UTF-8."""
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for what is no value in Python: text that is not UTF-8, a date outside the years 1 to 9999.
+
+    Attributes:
+        reason: what is wrong with it.
+    """
+
+    reason: str
 
     def __repr__(self) -> str:
-        return "(no valid UTF-8)"
+        return f"({self.reason})"
 
-
-UNDECODABLE = Undecodable()
-BAD_TEXT = RowError(RowErrorKind.PROMPT_ERROR, "the text is not valid UTF-8")
+    @property
+    def error(self) -> RowError:
+        """That of a row which needs the value."""
+        return RowError(RowErrorKind.PROMPT_ERROR, self.reason)
 
 
 def column_values(column: pa.Array) -> list[Any]:
-    """Return a column as Python values, with `UNDECODABLE` for what Arrow does not decode."""
+    """Return a column as Python values, with `Unreadable` for what Arrow cannot make one of."""
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         values = [_value(column, index) for index in range(len(column))]
     return values
 
@@ -43,7 +53,14 @@ def _value(column: pa.Array, index: int) -> Any:
     try:
         return column[index].as_py()
     except UnicodeDecodeError:
-        return UNDECODABLE
+        return Unreadable("the text is not valid UTF-8")
+    except (ValueError, OverflowError) as error:
+        return Unreadable(f"a value of type {column.type} that Python cannot hold: {error}")
+
+
+def any_unreadable(values: Sequence[Any]) -> bool:
+    """Whether `column_values` had to put in an `Unreadable`."""
+    return Unreadable in map(type, values)
 
 
 class Block(NamedTuple):
@@ -98,8 +115,9 @@ class TextInputs(EmbedInputs):
         """Cut rows; those that are null or no UTF-8 are refused."""
         texts = column_values(self._column.slice(first, last - first))
         refused = self._refused(first, last)
-        if UNDECODABLE in texts:
-            refused |= {first + row: BAD_TEXT for row, text in enumerate(texts) if text is UNDECODABLE}
+        if any_unreadable(texts):
+            bad = {row: text.error for row, text in enumerate(texts, first) if isinstance(text, Unreadable)}
+            refused |= bad
         rows = _others(first, last, refused)
         if refused:
             texts = [text for row, text in enumerate(texts, first) if row not in refused]

@@ -68,6 +68,29 @@ def test_invalid_utf8_is_an_error_row(jobs):
     assert kinds(jobs.embed(table, keep=["id"])) == [None, "prompt_error", None]
 
 
+FAR_DATES = {
+    "zone": (253402300799 * 10**6, pa.timestamp("us", "Europe/Berlin")),
+    "year": (2**50, pa.timestamp("s")),
+    "duration": (2**50, pa.duration("s")),
+    "date": (2**30, pa.date32()),
+}
+
+
+@pytest.mark.parametrize("case", FAR_DATES)
+def test_a_date_that_python_cannot_hold_is_an_error_row(jobs, case):
+    number, kind = FAR_DATES[case]
+    plain = pa.int32() if kind.bit_width == 32 else pa.int64()
+    until = pa.array([0, number, 0], plain).view(kind)
+    nested = pa.StructArray.from_arrays([until], ["x"])
+    table = pa.table({"text": list("abc"), "until": until, "nested": nested})
+    for prompt, column in (("{{ until }}", "until"), ("{{ nested.x }}", "nested")):
+        out = jobs.generate(table, prompt)
+        assert kinds(out) == [None, "prompt_error", None]
+        assert f"column '{column}': " in out["error"].to_pylist()[1]["message"]
+        assert "UTF-8" not in out["error"].to_pylist()[1]["message"]
+    assert kinds(jobs.generate(table, "{{ text }}")) == [None] * 3
+
+
 TEXTS = ["plain", "Grüße, 世界 🌍", "a\x00b\nc", "", "e\u0301 \u202e right to left", "😀" * 50, " "]
 
 
