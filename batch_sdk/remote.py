@@ -8,17 +8,17 @@ from typing import Any
 
 from batch_sdk.errors import BatchError
 
-_LOCAL = "file://"
+_LOCAL = ("file://", "local://")
 
 
 def is_url(text: str) -> bool:
-    """Whether a path names a file system. `file://` does not count: see `plain`."""
+    """Whether a path names a file system. `file://` and `local://` do not count: see `plain`."""
     return "://" in text and not text.startswith(_LOCAL)
 
 
 def plain(text: str) -> str:
-    """Return a path without `file://`, so that local files are local however they are written."""
-    return text.removeprefix(_LOCAL)
+    """Return a path without `file://` or `local://`, so that local files are local however they are written."""
+    return next((text.removeprefix(sign) for sign in _LOCAL if text.startswith(sign)), text)
 
 
 def file_system(url: str, error_type: type[BatchError]) -> tuple[Any, str]:

@@ -50,7 +50,7 @@ def open_sink(
     Raises:
         OptionError: options that do not go together.
         OutputError: the output is not a path, is of a kind that is not written, or is (or holds) one of the
-            input's files.
+            input's files, or could be.
     """
     if resume not in (True, False, "errors"):
         raise OptionError(f"resume={resume!r}", "True, False or 'errors'")
@@ -80,6 +80,8 @@ def open_sink(
     from batch_sdk.sinks.parts import PartsSink
     from batch_sdk.sinks.patch import PatchSink
 
+    if overwrite and not source.traced:
+        _refuse_overwriting(path)
     if resume == "errors":
         return PatchSink(path, describe)
     return PartsSink(
@@ -90,6 +92,17 @@ def open_sink(
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
     )
+
+
+def _refuse_overwriting(path: str) -> None:
+    """Raise `OutputError` for a directory with files, which go before the input has been read."""
+    if os.path.isdir(path) and os.listdir(path):
+        raise OutputError(
+            f"overwriting directory {path!r}, which the input may read: of a lazy frame, a stream or such a dataset"
+            " nobody can tell",
+            "a new path",
+            "or delete the directory first, or name the input's files as paths",
+        )
 
 
 def _file_sink(path: str, overwrite: bool, resume: Resume) -> Sink:

@@ -44,6 +44,7 @@ class StreamSource(Source):
     """A `RecordBatchReader`, or anything with `__arrow_c_stream__`: read once, never held as a whole."""
 
     rereadable = False
+    traced = False
 
     def __init__(self, stream: Any) -> None:
         if isinstance(stream, pa.RecordBatchReader):

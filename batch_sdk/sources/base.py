@@ -68,12 +68,14 @@ class Source(ABC):
         kind: the family that an in-memory result goes back to.
         paths: the local files it reads, if any: an output may not replace them.
         urls: the same for files elsewhere.
+        traced: whether these are all that it reads; nobody knows what a stream or a query reads while it runs.
         rereadable: whether `batches` may be called again.
     """
 
     kind: Kind = "arrow"
     paths: tuple[Path, ...] = ()
     urls: tuple[str, ...] = ()
+    traced: bool = True
     rereadable: bool = True
 
     @property

@@ -17,13 +17,24 @@ from batch_sdk.sources.base import Source
 _AHEAD = 2
 
 
+def _local_files(dataset: ds.Dataset) -> list[Path] | None:
+    """Return the files that a dataset reads, or None if they are not all on this machine and known."""
+    if isinstance(dataset, ds.UnionDataset):
+        parts = [_local_files(child) for child in dataset.children]
+        return None if None in parts else [path for part in parts for path in part or ()]
+    if isinstance(dataset, ds.FileSystemDataset) and isinstance(dataset.filesystem, LocalFileSystem):
+        return [Path(name) for name in dataset.files]
+    return None
+
+
 class DatasetSource(Source):
     """Reads the columns and rows that a dataset says, in its order. Its files do not tell its rows: it may filter."""
 
     def __init__(self, dataset: ds.Dataset) -> None:
         self._dataset = dataset
-        if isinstance(dataset, ds.FileSystemDataset) and isinstance(dataset.filesystem, LocalFileSystem):
-            self.paths = tuple(Path(name) for name in dataset.files)
+        files = _local_files(dataset)
+        self.traced = files is not None
+        self.paths = tuple(files or ())
 
     @property
     def schema(self) -> pa.Schema:

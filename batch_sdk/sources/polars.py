@@ -78,6 +78,8 @@ class FrameSource(_PolarsSource):
 class LazySource(_PolarsSource):
     """A `polars.LazyFrame`: runs on Polars' streaming engine while the job consumes it."""
 
+    traced = False
+
     def __init__(self, frame: pl.LazyFrame) -> None:
         try:
             schema = frame.collect_schema()

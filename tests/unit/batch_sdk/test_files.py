@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -148,7 +149,7 @@ def test_overwriting_is_asked_for(jobs, files, tmp_path):
 
 
 def test_outputs_that_would_destroy_something(jobs, files, tmp_path):
-    for output in (files, files / "a.parquet", tmp_path):
+    for output in (files, files / "a.parquet", f"local://{files}/a.parquet", tmp_path):
         with pytest.raises(OutputError, match="input's own place"):
             jobs.generate(files, output=output, overwrite=True)
     (tmp_path / "mine").mkdir()
@@ -162,6 +163,40 @@ def test_outputs_that_would_destroy_something(jobs, files, tmp_path):
     (tmp_path / "empty").mkdir()
     jobs.generate(files, output=tmp_path / "empty")
     assert (files / "a.parquet").exists()
+
+
+UNKNOWN = {
+    "lazy": lambda out: pl.scan_parquet(out / "*.parquet"),
+    "reader": lambda out: ds.dataset(out, exclude_invalid_files=True).scanner().to_reader(),
+    "memory": lambda out: ds.dataset(pq.read_table(out)),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_what_may_read_an_output_does_not_overwrite_it(jobs, files, tmp_path, kind):
+    out = tmp_path / "o"
+    jobs.generate(files, output=out, rows_per_file=7)
+    there = sorted(path.name for path in out.iterdir())
+    more = {"response_column": "again", "details_prefix": "b_"}
+    with pytest.raises(OutputError, match=r"which the input may read.*delete the directory"):
+        jobs.generate(UNKNOWN[kind](out), output=out, overwrite=True, **more)
+    assert sorted(path.name for path in out.iterdir()) == there
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "new", tmp_path / "empty", tmp_path / "new.parquet"):
+        jobs.generate(UNKNOWN[kind](out), output=output, overwrite=True, **more)
+        assert pq.read_table(output).num_rows == 20
+
+
+def test_a_union_knows_its_files(jobs, files, tmp_path):
+    jobs.generate(files, output=tmp_path / "o")
+    paths = [str(tmp_path / "o" / "part-00000.parquet"), str(files / "a.parquet")]
+    data = ds.dataset([ds.dataset(path) for path in paths])
+    for own in (tmp_path / "o", files):
+        with pytest.raises(OutputError, match="input's own place"):
+            jobs.generate(data, output=own, overwrite=True, response_column="r", details_prefix="b_")
+    jobs.generate(files, output=tmp_path / "other")
+    jobs.generate(ds.dataset([ds.dataset(paths[1])]), output=tmp_path / "other", overwrite=True)
+    assert pq.read_table(tmp_path / "other").num_rows == 10
 
 
 def test_a_type_that_parquet_lacks_is_found_before_the_engine_runs(jobs, tmp_path):
