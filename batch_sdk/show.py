@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batch_sdk.embed_inputs import column_values
 from batch_sdk.flow import limit
 from batch_sdk.sources import open_source
 
@@ -50,9 +51,10 @@ def generated_rows(output: str, rows: int) -> str:
     table = head(output, rows)
     width = max(len(name) for name in table.column_names)
     lines: list[str] = []
-    for index, row in enumerate(table.to_pylist()):
+    columns = [column_values(column.combine_chunks()) for column in table.columns]
+    for index, row in enumerate(zip(*columns, strict=True)):
         lines.append(_rule(f"row {index}"))
-        for name, value in row.items():
+        for name, value in zip(table.column_names, row, strict=True):
             if value is not None or not pa.types.is_struct(table.schema.field(name).type):
                 lines += _field(name, value, width)
     return "\n".join(lines)
@@ -73,7 +75,9 @@ def nearest_rows(output: str, column: str, embedding_column: str, rows: int, nei
     size = matrix.shape[1]
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit = matrix / np.where(norms > 0, norms, 1)
-    texts = table.column(column).to_pylist() if column in table.column_names else [None] * len(table)
+    texts: list[Any] = [None] * len(table)
+    if column in table.column_names:
+        texts = column_values(table.column(column).combine_chunks())
     lines: list[str] = []
     for index in range(min(rows, len(table))):
         lines.append(_rule(f"row {index}: {size} floats, length {float(norms[index, 0]):.3f}"))
