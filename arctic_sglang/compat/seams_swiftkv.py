@@ -23,8 +23,9 @@ ROWS: tuple[Seam, ...] = (
     ),
     _row(
         "unfinished", "model_executor.forward_batch_info.ForwardBatch.init_new",
-        "Whether a prefill step ends no prompt is known to the scheduler alone.",
-        kind=Kind.AFTER, hook="swiftkv.models.tail:after_init_new", params=("cls", "batch"),
+        "Whether a prefill step ends no prompt, and whether anybody asks for its hidden states, is known to the "
+        "scheduler alone.",
+        kind=Kind.AFTER, hook="swiftkv.models.tail:after_init_new", params=("cls", "batch", "capture_hidden_mode"),
     ),
     _row(
         "tail_graphs", "model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.capture_one_shape",
@@ -86,9 +87,9 @@ ROWS: tuple[Seam, ...] = (
     _row("mode", "model_executor.forward_batch_info.ForwardMode", "What a step does.",
          members=("DECODE", "EXTEND", "is_extend_without_speculative", "is_decode_or_idle")),
     _row("hidden_mode", "model_executor.forward_batch_info.CaptureHiddenMode", "Whose hidden states are wanted.",
-         members=("need_capture", "is_full")),
-    _row("schedule_batch", "managers.schedule_batch.ScheduleBatch", "The request whose prompt goes on.",
-         members=("chunked_req", "reqs")),
+         members=("NULL", "need_capture", "is_full")),
+    _row("schedule_batch", "managers.schedule_batch.ScheduleBatch", "Whose prompt goes on, and what is asked for.",
+         members=("chunked_req", "reqs", "return_hidden_states_mode")),
     _row("backend", "model_executor.forward_context.get_attn_backend", "Plans attention for the last rows."),
     _row("pool", "model_executor.forward_context.get_token_to_kv_pool", "The KV cache."),
     _row("eager", "layers.radix_attention.force_eager_attention",

@@ -110,7 +110,9 @@ def prefill(batch: Any, worker: Any, hidden: bool) -> Any:
         hidden: whether the hidden states of the last tokens are wanted.
     """
     lengths = batch.extend_lens
-    out = worker.forward_batch_generation(batch)
+    # SwiftKV models capture hidden states of a prefill for those alone who say that they want them.
+    mode = vendor.CaptureHiddenMode.LAST if hidden and not batch.return_hidden_states else None
+    out = worker.forward_batch_generation(batch, capture_hidden_mode=mode)
     out.new_seq_lens = known_lengths(batch.seq_lens, batch.req_pool_indices_cpu, batch.seq_lens_cpu)
     states = out.logits_output.hidden_states if hidden else None
     if states is not None and len(states) != len(lengths):  # of all tokens, as a request wants them

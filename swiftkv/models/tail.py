@@ -32,7 +32,18 @@ def after_init_new(batch: Any, cls: type, schedule_batch: Any, *args: Any, **kwa
 
     The note hangs on the sampling information, the one object of a step that SGLang's graph runners hand
     on as it is.
+
+    A server that may return hidden states captures them in every step, for its graphs' sake; of a prefill they are
+    rows that would have to go up, so they are captured where somebody asks for them alone. Then as SGLang says: it
+    counts the rows that come back by the server's mode, not by the requests'.
     """
+    if kwargs.get("capture_hidden_mode") is None and batch.forward_mode.is_extend_without_speculative():
+        modes = (
+            schedule_batch.return_hidden_states_mode,
+            getattr(batch.spec_info, "capture_hidden_mode", None),
+        )
+        if not any(mode is not None and mode.need_capture() for mode in modes):
+            batch.capture_hidden_mode = vendor.CaptureHiddenMode.NULL
     if batch.sampling_info is not None:
         chunked = schedule_batch.chunked_req
         only = schedule_batch.reqs[0] if len(schedule_batch.reqs) == 1 else None

@@ -57,7 +57,7 @@ class TailGraphs:
     def run(self, batch: Any, hidden: torch.Tensor) -> torch.Tensor | None:
         """The normalised last state of the rows, `[rows, hidden]`; None if no graph is large enough.
 
-        It lies in a graph's own memory, until the next run.
+        It lies in a graph's own memory, until the next run; where somebody takes hidden states with them it is a copy.
 
         Args:
             batch: the rows' batch, which looks like a decode step; not planned yet.
@@ -68,7 +68,8 @@ class TailGraphs:
         self.runner.load_batch(batch)  # fills the static inputs, pads, plans the attention
         rows = hidden.shape[0]
         self.hidden[:rows].copy_(hidden)
-        return self.runner.backend.replay(_key(self.runner.bs), batch)[:rows]
+        done = self.runner.backend.replay(_key(self.runner.bs), batch)[:rows]
+        return done.clone() if batch.capture_hidden_mode.need_capture() else done
 
 
 def around_capture_one_shape(

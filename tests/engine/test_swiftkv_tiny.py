@@ -90,6 +90,28 @@ def test_hidden_states_of_every_row(engine, twin):
         torch.testing.assert_close(found, wanted[: len(prompt)], rtol=1e-3, atol=1e-4)
 
 
+def test_hidden_states_of_some_requests_of_a_step(engine, twin):
+    """Of all rows, of none and of the last, beside each other; and then of nobody, which sends last rows up alone."""
+    asked = [prompt[:20] for prompt in tiny_prompts(3)]
+    one = {**GREEDY, "max_new_tokens": 1}
+    flush(engine)
+    answers = engine.generate(
+        input_ids=asked, sampling_params=one, return_hidden_states=[True, False, "last"], return_logprob=True
+    )
+    for prompt, answer, first in zip(asked, answers, (0, None, 19), strict=True):
+        assert ("hidden_states" in answer["meta_info"]) == (first is not None)
+        if first is not None:
+            found = torch.tensor(answer["meta_info"]["hidden_states"][0]).view(-1, twin.config.hidden_size)
+            with torch.no_grad():
+                wanted = twin.model(torch.tensor([prompt])).last_hidden_state[0]
+            torch.testing.assert_close(found, wanted[first:], rtol=1e-3, atol=1e-4)
+    flush(engine)
+    again = engine.generate(input_ids=asked, sampling_params=one, return_logprob=True)
+    for found in (compare(twin, asked, answers), compare(twin, asked, again)):
+        assert found.other_tokens == 0
+        assert found.output < 5e-5
+
+
 def test_refused_settings_stop_the_start():
     import sglang
 

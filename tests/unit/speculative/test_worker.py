@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from arctic_sglang.compat import vendor
 from speculative.sglang_worker import relay, verify, worker
 from speculative.sglang_worker.algorithm import ChainAlgorithm
 from speculative.sglang_worker.widths import Widths
@@ -31,15 +32,21 @@ def futures(monkeypatch):
     return SimpleNamespace(kept=kept, stash=stash)
 
 
-def prefilled(states, lengths, hidden):
+def prefilled(states, lengths, hidden, *, asked=False, modes=None):
+    """Prefills as with a model that gives these states; notes in `modes` whose were asked for."""
     out = SimpleNamespace(
         next_token_ids=torch.arange(len(lengths)), logits_output=SimpleNamespace(hidden_states=states)
     )
     batch = SimpleNamespace(
         extend_lens=lengths, seq_lens=torch.tensor(lengths), req_pool_indices_cpu=torch.arange(len(lengths)),
-        seq_lens_cpu=torch.tensor(lengths),
+        seq_lens_cpu=torch.tensor(lengths), return_hidden_states=asked,
     )  # fmt: skip
-    model = SimpleNamespace(forward_batch_generation=lambda batch: out)
+
+    def forward_batch_generation(batch, *, capture_hidden_mode):
+        modes is None or modes.append(capture_hidden_mode)
+        return out
+
+    model = SimpleNamespace(forward_batch_generation=forward_batch_generation)
     return verify.prefill(batch, model, hidden).next_draft_input
 
 
@@ -53,6 +60,14 @@ def test_a_head_gets_the_state_of_each_prompts_last_token(futures):
     assert futures.kept.hidden_states_buf[1:3, 0].tolist() == [0, 1]
     futures.stash(prefilled(every[:2], [1, 1], True))
     assert futures.kept.hidden_states_buf[1:3, 0].tolist() == [0, 1]
+
+
+def test_a_head_asks_for_its_states_itself():
+    """A SwiftKV model leaves out what nobody asks for; where a request asks, SGLang counts by its own mode."""
+    modes = []
+    for hidden, asked in ((True, False), (True, True), (False, False), (False, True)):
+        prefilled(torch.zeros(2, HIDDEN), [3, 5], hidden, asked=asked, modes=modes)
+    assert modes == [vendor.CaptureHiddenMode.LAST, None, None, None]
 
 
 @pytest.mark.parametrize("rows", [2, 8])

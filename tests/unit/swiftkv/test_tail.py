@@ -72,12 +72,53 @@ def test_hidden_states_of_all_rows_keep_them_all_but_not_the_padding(batch_of):
     assert tail_of(batch_of(hidden="LAST")).rows.tolist() == [2, 3, 7]
 
 
+def note(batch, chunked, *requests, asked="NULL", **more):
+    """As SGLang's batch of these requests is made, of which the one that asks for most hidden states asks for these."""
+    mode = vendor.CaptureHiddenMode[asked]
+    scheduled = SimpleNamespace(chunked_req=chunked, reqs=list(requests), return_hidden_states_mode=mode)
+    after_init_new(batch, None, scheduled, **more)
+    return batch
+
+
+def test_a_server_that_may_return_hidden_states_sends_no_more_rows_up_for_those_who_ask_for_none(batch_of):
+    """SGLang's batch says what the server may return, whatever its requests ask for."""
+    one, other = object(), object()
+    for hidden in ("LAST", "FULL"):
+        tail = tail_of(note(batch_of(hidden=hidden), None, one, other))
+        assert tail.decodes
+        assert tail.rows.tolist() == [2, 3, 7]
+        assert not tail.batch.capture_hidden_mode.need_capture()
+        assert nothing_goes_up(note(batch_of(hidden=hidden), one, one))
+
+
+def test_hidden_states_that_are_asked_for_come_as_sglang_counts_them(batch_of):
+    """By the server's mode: where it is FULL, a request for the last state alone picks it from all rows."""
+    one, other = object(), object()
+    for asked in ("LAST", "FULL"):
+        tail = tail_of(note(batch_of(hidden="FULL"), None, one, other, asked=asked))
+        assert tail.rows.tolist() == list(range(8))
+        assert tail.batch.capture_hidden_mode.is_full()
+    assert tail_of(note(batch_of(hidden="LAST"), None, one, asked="LAST")).batch.capture_hidden_mode.is_last()
+    # of a drafting worker, in the call and in what a step carries
+    kept = note(batch_of(hidden="LAST"), one, one, capture_hidden_mode=vendor.CaptureHiddenMode.LAST)
+    assert not nothing_goes_up(kept)
+    assert tail_of(kept).batch.capture_hidden_mode.is_last()
+    carried = batch_of(hidden="FULL")
+    carried.spec_info = SimpleNamespace(capture_hidden_mode=vendor.CaptureHiddenMode.FULL)
+    assert len(tail_of(note(carried, None, one)).rows) == 8
+
+
+def test_decode_keeps_the_mode_that_its_graphs_were_captured_with(batch_of):
+    batch = batch_of(hidden="FULL")
+    batch.forward_mode = vendor.ForwardMode.DECODE
+    assert note(batch, None, object()).capture_hidden_mode.is_full()
+
+
 def test_nothing_goes_up_of_one_unfinished_prompt(batch_of):
     first, second = object(), object()
 
-    def noted(batch, chunked, *requests):
-        after_init_new(batch, None, SimpleNamespace(chunked_req=chunked, reqs=list(requests)))
-        return nothing_goes_up(batch)
+    def noted(batch, chunked, *requests, **more):
+        return nothing_goes_up(note(batch, chunked, *requests, **more))
 
     assert not nothing_goes_up(batch_of())  # never noted: a captured graph's batch
     assert noted(batch_of(), first, first)
@@ -86,4 +127,4 @@ def test_nothing_goes_up_of_one_unfinished_prompt(batch_of):
     assert not noted(batch_of(), first, second)
     assert noted(batch_of(starts=[3, 1, 4]), first, first)  # logprobs wanted, but none of this chunk
     assert not noted(batch_of(starts=[3, 0, 4]), first, first)
-    assert not noted(batch_of(hidden="LAST"), first, first)
+    assert not noted(batch_of(hidden="LAST"), first, first, asked="LAST")
