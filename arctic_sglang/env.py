@@ -6,6 +6,7 @@
 | `ARCTIC_SGLANG_UNTIMED` | 1: speculation's choices go by its cost table, not by what steps took: repeatable |
 | `SGLANG_PLUGINS`, `SGLANG_PLATFORM` | SGLang's own: which plugins it loads; shown by the doctor |
 | `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: the cores of each rank; set in a rank's process if unset |
+| `SGLANG_USE_MODELSCOPE` | SGLang's own: names of models are ModelScope's; nothing is looked up on the hub then |
 | `CUDA_MPS_PIPE_DIRECTORY` | NVIDIA's own: where a CUDA MPS daemon has its pipes; looked at for a log line |
 | `XDG_CACHE_HOME` | where the user's caches are, by default `~/.cache`: `arctic_sglang/shift` there is ours |
 | what `api_key_env` names | the http engine's API key |
@@ -54,6 +55,11 @@ def plugin_filters() -> dict[str, str]:
 def pickled_messages() -> bool:
     """Whether SGLang's processes exchange pickles, as they do by default."""
     return os.environ.get("SGLANG_USE_PICKLE_IPC", "1").lower() in ("1", "true", "yes", "y", "on")
+
+
+def modelscope() -> bool:
+    """Whether names of models are ModelScope's, so that the hub knows nothing of them."""
+    return os.environ.get("SGLANG_USE_MODELSCOPE", "0").lower() in ("1", "true", "yes", "y", "on")
 
 
 def cpu_engine_requested() -> bool:

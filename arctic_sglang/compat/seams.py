@@ -42,6 +42,15 @@ _FOUNDATION: tuple[Seam, ...] = (
         exit="`sglang serve --help` loads plugins first",
     ),
     Seam(
+        id="flags.embeds",
+        target="sglang.srt.configs.embedding_model_spec.resolve_embedding_model_spec",
+        kind=Kind.CALL,
+        feature=Feature.FLAGS,
+        params=("architectures", "is_embedding_requested", "is_embedding_gemma"),
+        why="SGLang turns --is-embedding on for some models after pooling, window and caches have been decided.",
+        exit="SGLang turns it on before plugins look at the arguments",
+    ),
+    Seam(
         id="cpu.platform",
         target="sglang.srt.platforms.interface.SRTPlatform",
         kind=Kind.SUBCLASS,

@@ -9,16 +9,15 @@ of a server, so what must happen in a process happens when they arrive there.
 import dataclasses
 import logging
 import os
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from arctic_sglang import env
-from arctic_sglang.compat import apply, process, source, vendor, verify
+from arctic_sglang.compat import apply, checkpoint_files, process, source, vendor, verify
 from arctic_sglang.compat.seams import SEAMS, Kind, Role, seams_of
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.cpu import defaults
 from arctic_sglang.embedding import placement, road
-from arctic_sglang.embedding.checkpoint import FILES, PoolingSpec, UnsupportedCheckpointError, read_pooling
+from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError, read_pooling
 from arctic_sglang.features import Facts, Feature, requested, wanted_pooling, wants_swiftkv
 from arctic_sglang.shift import limits as shift_limits
 from arctic_sglang.shift.policy import parse_threshold
@@ -74,6 +73,7 @@ class ArcticServerArgs(_WithFlags):
     def __post_init__(self) -> None:
         self.shift_parallel_threshold = str(self.shift_parallel_threshold)  # 512 in YAML, "auto" too
         config = ArcticConfig.from_args(self)
+        self.is_embedding = self.is_embedding or checkpoint_files.embeds_unasked(self)
         facts = _facts(self)
         features = requested(config, facts)
         if Feature.SHIFT in features:
@@ -100,6 +100,7 @@ class ArcticServerArgs(_WithFlags):
             check_head_path(self.speculative_draft_model_path)
         chunk_given = self.chunked_prefill_size is not None
         super().__post_init__()
+        _check_embedding(self, config, facts)
         if Feature.CPU in features:
             _check_cpu_model(self)
         if Feature.SHIFT in features:
@@ -144,7 +145,7 @@ def _facts(args: Any) -> Facts:
     pooling: PoolingSpec | UnsupportedCheckpointError | None = None
     if args.is_embedding and args.embedding_pooling in ("auto", "checkpoint"):
         try:
-            pooling = read_pooling(_checkpoint_folder(args.model_path, args.revision))
+            pooling = read_pooling(checkpoint_files.folder(args.model_path, args.revision))
         except UnsupportedCheckpointError as error:
             pooling = error
     return Facts(
@@ -155,21 +156,6 @@ def _facts(args: Any) -> Facts:
         pooling=pooling,
         speculative_algorithm=args.speculative_algorithm,
     )
-
-
-def _checkpoint_folder(model_path: str, revision: str | None) -> Path:
-    """The checkpoint's folder; for a name on the hub, a folder with its small pooling files."""
-    path = Path(model_path)
-    if path.is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model_path, revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        msg = f"the pooling files of {model_path} cannot be fetched ({type(error).__name__}: {error})"
-        raise UnsupportedCheckpointError(msg) from error
 
 
 def _cpu_threads(args: Any, config: ArcticConfig) -> int:
@@ -197,6 +183,20 @@ def _check_cpu_model(args: Any) -> None:
     refused = defaults.cpu_refusal(args.get_model_config().quantization)
     if refused is not None:
         raise ValueError(refused)
+
+
+def _check_embedding(args: Any, config: ArcticConfig, facts: Facts) -> None:
+    """Refuses an embedding server that could not be told for one before SGLang had read the model.
+
+    Raises:
+        ValueError: it is one, and its checkpoint's pooling was not looked at.
+    """
+    if args.is_embedding and not facts.is_embedding and config.embedding_pooling != "stock":
+        msg = (
+            f"SGLang serves {args.model_path} as an embedding model, and its config.json could not be read before; "
+            "add --is-embedding, and its pooling is looked for, or --embedding-pooling stock to keep SGLang's own"
+        )
+        raise ValueError(msg)
 
 
 def _set_pooling_defaults(args: Any, pooling: PoolingSpec) -> None:

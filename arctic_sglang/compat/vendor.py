@@ -81,6 +81,7 @@ _NAMES = {
     "PoolingType": "sglang.srt.layers.pooler",
     "PortArgs": "sglang.srt.server_args",
     "publish": "sglang.srt.runtime_context",
+    "resolve_embedding_model_spec": "sglang.srt.configs.embedding_model_spec",
     "Qwen2ForCausalLM": "sglang.srt.models.qwen2",
     "Qwen2Model": "sglang.srt.models.qwen2",
     "Qwen3ForCausalLM": "sglang.srt.models.qwen3",

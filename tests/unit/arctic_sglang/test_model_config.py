@@ -1,9 +1,11 @@
 """SGLang's model config for an embedding checkpoint."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
+from arctic_sglang.compat import checkpoint_files
 from arctic_sglang.embedding.checkpoint import PoolingSpec
 from arctic_sglang.embedding.model_config import after_from_server_args
 
@@ -37,3 +39,35 @@ def test_other_models_are_left_alone():
         found = after_from_server_args(config(), server_args)
         assert found.context_len == 512
         assert not hasattr(found.hf_config, "position_embedding_type")
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "embeds"),
+    [
+        ({"architectures": ["BertModel"]}, {}, True),
+        ({"architectures": ["XLMRobertaModel"]}, {}, True),
+        ({"architectures": ["MistralModel"]}, {}, True),
+        (
+            {"architectures": ["G"], "model_type": "gemma3_text", "use_bidirectional_attention": True},
+            {},
+            True,
+        ),
+        ({"architectures": ["Qwen3ForCausalLM"]}, {}, False),
+        ({"architectures": ["Qwen3ForCausalLM"]}, {"architectures": ["BertModel"]}, True),
+        ({}, {}, False),
+        (None, {}, False),
+    ],
+)
+def test_models_that_sglang_serves_as_embedders_unasked(tmp_path, config, overrides, embeds):
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    given = SimpleNamespace(
+        model_path=str(tmp_path), revision=None, json_model_override_args=json.dumps(overrides)
+    )
+    assert checkpoint_files.embeds_unasked(given) is embeds
+
+
+@pytest.mark.parametrize("name", ["none", "DUMMY", "s3://bucket/model", "no such/folder/of mine"])
+def test_what_is_not_on_the_hub_is_sglangs_to_find(name):
+    given = SimpleNamespace(model_path=name, revision=None, json_model_override_args="{}")
+    assert not checkpoint_files.embeds_unasked(given)
