@@ -162,4 +162,5 @@ def ways(job: Job) -> dict[str, Any]:
 
 def _generator(source: Source, plan: Plan, job: Job, sink: Sink) -> Any:
     """The rows to compute as a generator, so that closing it closes the files behind it."""
+    source.all_columns = job.keep is None
     yield from sink.missing(source, plan.read, job.batch_rows, job.limit_rows)

@@ -70,6 +70,7 @@ class Source(ABC):
         urls: the same for files elsewhere.
         traced: whether these are all that it reads; nobody knows what a stream or a query reads while it runs.
         rereadable: whether `batches` may be called again.
+        all_columns: whether the job wants all columns, not those that it names: then one that comes later is an error.
     """
 
     kind: Kind = "arrow"
@@ -77,6 +78,7 @@ class Source(ABC):
     urls: tuple[str, ...] = ()
     traced: bool = True
     rereadable: bool = True
+    all_columns: bool = True
 
     @property
     @abstractmethod

@@ -54,7 +54,7 @@ class File:
             try:
                 with self._raw() as raw, self._decompressed(raw) as stream:
                     yield stream
-            except (pa.ArrowException, OSError, EOFError, lzma.LZMAError) as error:
+            except (pa.ArrowException, OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
                 wanted = f"{self.format.kind}, compressed with {self.format.codec}"
                 raise SourceError(
                     f"{self.name!r} cannot be read: {error}",

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.json as pj
 
 from batch_sdk.errors import SourceError
+from batch_sdk.sources import json_lines
+from batch_sdk.sources.digits import large
 from batch_sdk.sources.files import File
 from batch_sdk.sources.tables import FileSource
 
 _BLOCK_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
+_UNEXPECTED = "unexpected field"
+_REMEDY = "name the columns to keep (keep=[...]): others may come and go; or use Parquet"
+_IN_ROW = re.compile(r" in row \d+$")
 _LINE_START = re.compile(rb"^[ \t\r]*([^ \t\r\n])", re.MULTILINE)
 
 
@@ -71,40 +78,72 @@ def _parsed(file: File, block: Block, schema: pa.Schema | None, strict: bool) ->
     try:
         return _parse(block.data, schema, strict)
     except pa.ArrowException as error:
-        number, reason = _culprit(block, schema, strict) or (block.line, str(error))
-        raise SourceError(
-            f"{file.name!r}, line {number}: {reason.removesuffix(' in row 0')}",
-            "one JSON object a line, with the types of the file's beginning",
-        ) from error
+        offset, reason = _culprit(block.data, schema, strict)
+        remedy = _REMEDY if reason.startswith(_UNEXPECTED) else ""
+        raise _error(file, block.line + offset, _IN_ROW.sub("", reason), remedy) from error
 
 
-def _culprit(block: Block, schema: pa.Schema | None, strict: bool) -> tuple[int, str] | None:
-    """Find the first line that fails alone."""
-    for offset, line in enumerate(block.data.split(b"\n")):
+def _error(file: File, line: int, reason: str, remedy: str = "") -> SourceError:
+    wanted = "one JSON object a line, with the types of the file's beginning"
+    return SourceError(f"{file.name!r}, line {line}: {reason}", wanted, remedy)
+
+
+def _culprit(data: bytes, schema: pa.Schema | None, strict: bool) -> tuple[int, str]:
+    """Return the first line, from 0, that cannot follow those before it, and why."""
+    lines = data.split(b"\n")
+
+    def reason(some: list[bytes]) -> str:
         try:
-            _parse(line, schema, strict)
+            _parse(b"\n".join(some), schema, strict)
         except pa.ArrowException as error:
-            return block.line + offset, str(error)
-    return None
+            return str(error)
+        return ""
+
+    first = bisect.bisect_left(range(1, len(lines)), True, key=lambda count: bool(reason(lines[:count])))
+    found = reason(lines[first : first + 1]) or reason(lines[: first + 1])
+    if schema is not None and _UNEXPECTED in found:
+        with suppress(ValueError):  # what follows the field may be no JSON
+            name = json_lines.unknown_field(json_lines.load(lines[first]), pa.struct(list(schema)))
+            found = f"{_UNEXPECTED} {name!r}"
+    return first, found
+
+
+def _mapped(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a type with each of its plain types changed."""
+    if pa.types.is_list(kind):
+        return pa.list_(_mapped(kind.value_type, change))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _mapped(field.type, change)) for field in kind])
+    return change(kind)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     """Take back Arrow's guess that strings which look like times are times: JSON has none."""
-    if pa.types.is_timestamp(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _plain(field.type)) for field in kind])
-    return kind
+    return pa.string() if pa.types.is_timestamp(kind) else kind
+
+
+def _unsigned(kind: pa.DataType) -> pa.DataType:
+    return pa.uint64() if pa.types.is_float64(kind) else kind
+
+
+def _typed(data: bytes, table: pa.Table) -> pa.Schema:
+    """Return the types that a block says. Arrow does not think of uint64, but reads it."""
+    schema = pa.schema([field.with_type(_mapped(field.type, _plain)) for field in table.schema])
+    for index, field in enumerate(schema):
+        if large(table.column(index)):
+            whole = field.with_type(_mapped(field.type, _unsigned))
+            with suppress(pa.ArrowException):
+                _parse(data, pa.schema([whole]), strict=False)
+                schema = schema.set(index, whole)
+    return schema
 
 
 class JsonLinesSource(FileSource):
     """JSON lines. Columns and types come from the first block of the first file that has rows, and hold for
     all that follows; a field that a line lacks is null.
 
-    A field that the first block lacks is an error where all columns are read, and not looked at where some
-    are.
+    A field that the first block lacks is an error where all columns are read, and inside a column that is read. Where
+    the job names the columns to keep, other columns are not looked at.
     """
 
     def _inspect(self) -> pa.Schema:
@@ -112,12 +151,37 @@ class JsonLinesSource(FileSource):
             for block in blocks(file):
                 table = _parsed(file, block, None, strict=True)
                 if table.num_rows:
-                    return pa.schema([pa.field(f.name, _plain(f.type)) for f in table.schema])
+                    return _typed(block.data, table)
         raise SourceError(f"{self._files[0].name!r} holds no rows", "at least one, to know the columns by")
 
     def _read(self, file: File, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([self._stored.field(name) for name in columns])
-        strict = set(columns) == set(self._stored.names)
         for block in blocks(file):
-            table = _parsed(file, block, schema, strict)
+            if self.all_columns and len(columns) == len(self._stored):
+                table = _parsed(file, block, schema, strict=True)
+            else:
+                table = self._some_columns(file, block, schema)
+            _check_digits(file, block, table)
             yield from table.select(columns).combine_chunks().to_batches(max_chunksize=max_rows)
+
+    def _some_columns(self, file: File, block: Block, schema: pa.Schema) -> pa.Table:
+        nested = {field.name: field.type for field in schema if field.type.num_fields}
+        if nested:
+            with suppress(pa.ArrowException):
+                return _parse(block.data, self._stored, strict=True).select(schema.names)
+        table = _parsed(file, block, schema, strict=False)
+        # Arrow does not look at other columns, but neither at fields inside these.
+        found = json_lines.first_unknown(block.data, nested) if nested else None
+        if found is not None:
+            offset, name = found
+            raise _error(file, block.line + offset, f"{_UNEXPECTED} {name!r}", _REMEDY)
+        return table
+
+
+def _check_digits(file: File, block: Block, table: pa.Table) -> None:
+    kinds = {field.name: field.type for field in table.schema if large(table.column(field.name))}
+    found = json_lines.first_rounded(block.data, kinds) if kinds else None
+    if found is not None:
+        offset, name, number = found
+        reason = f"column {name!r} is of doubles, which would round {number}"
+        raise _error(file, block.line + offset, reason, "write such numbers as strings, or use Parquet")

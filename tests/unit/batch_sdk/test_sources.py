@@ -188,7 +188,8 @@ BAD_LINES = {
     '{"id": "x", "text": "a"}': "number to string",
     '{"id": 1.5, "text": "a"}': "1.5",
     '{"id": 2, "text": 7}': "string to number",
-    '{"id": 2, "text": "a", "new": 1}': "unexpected field",
+    '{"id": 2, "text": "a", "new": 1}': "unexpected field 'new'.*keep",
+    '{"id": 2, "text": "a", "new": nonsense}': "unexpected field|Invalid value",
     '{"id": 2, "id": 3}': "twice",
     '{"id": 2, "text": "cut': "quotation",
     "null": "not a JSON object",
@@ -216,6 +217,66 @@ def test_columns_that_nobody_reads_may_come_later(tmp_path, monkeypatch):
     assert read(path, ["text"]).to_pydict() == {"text": ["a", "a", "a", "b"]}
 
 
+def test_named_columns_let_others_come_and_go(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 16)
+    path = put(tmp_path / "t.jsonl", lines(*GOOD, '{"new": {"x": 1}, "text": "b", "id": 4}'))
+    assert jobs.generate(path, keep=["id"])["id"].to_pylist() == [1, 1, 1, 4], "id and text are all there is"
+    assert jobs.generate(path, keep=[]).num_rows == 4
+    with pytest.raises(SourceError, match="line 4: unexpected field 'new'"):
+        jobs.generate(path)
+
+
+@pytest.mark.parametrize("columns", [["m"], ["m", "id"], ["list"]])
+@pytest.mark.parametrize("block", [16, 110])
+def test_fields_inside_a_column_that_is_read_are_not_dropped(tmp_path, monkeypatch, columns, block):
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
+    row = {"id": 1, "m": {"a": 1, "n": {"x": None}}, "list": [{"a": 1}]}
+    late = [row | {"m": {"a": 1, "b": 2}, "list": [None, {"a": 1, "b": 2}], "new": 3}, {"id": 2}]
+    some, all_ = [json.dumps(row | {"odd": 3})] * 3, [json.dumps(row)] * 3
+    path = put(tmp_path / "t.jsonl", lines(*some, *all_))
+    assert read(path, columns).to_pylist() == [{name: row[name] for name in columns}] * 6
+    path = put(tmp_path / "t.jsonl", lines(*all_, *map(json.dumps, late)))
+    with pytest.raises(SourceError, match=rf"line 4: unexpected field '{columns[0]}\.b'"):
+        read(path, columns)
+    assert read(path, ["id"]).num_rows == 5
+
+
+def test_a_type_that_changes_in_the_first_block_names_its_line(tmp_path):
+    path = put(tmp_path / "t.jsonl", lines(*['{"id": 1}'] * 99, "", '{"id": "x"}', '{"id": 2}'))
+    with pytest.raises(SourceError, match=r"line 101: .* number to string;"):
+        read(path)
+
+
+IDS = [1234567890123456789, 17293822569102704641, None, 0]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv"])
+def test_numbers_of_64_bits_keep_their_digits(jobs, tmp_path, monkeypatch, name):
+    table = pa.table({"id": pa.array(IDS, pa.uint64()), "text": list("abcd")})
+    path = put(tmp_path / name, PLAIN.get(name, to_csv)(table))
+    assert read(path).schema.field("id").type == pa.uint64()
+    assert read(path).to_pydict() == table.to_pydict()
+    out = jobs.generate(path, "{{ id or 0 }}", output=tmp_path / "o.jsonl").output
+    assert read(out)["id"].to_pylist() == IDS
+
+
+LONG = 9007199254740993  # 2**53 + 1
+
+
+@pytest.mark.parametrize("block", [16, 1 << 20])
+@pytest.mark.parametrize("wrap", ["%s", '{"x": [%s]}'])
+def test_a_double_does_not_round_whole_numbers(tmp_path, monkeypatch, wrap, block):
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
+    fine = [wrap % number for number in ("1.5", "1e300", "9007199254740992", "12345678901234567.5")]
+    rows = [f'{{"id": {number}, "text": "{LONG}, {LONG}"}}' for number in [*fine, wrap % LONG, "null"]]
+    path = put(tmp_path / "t.jsonl", lines(*rows[:4]))
+    assert read(path).num_rows == 4
+    path = put(tmp_path / "t.jsonl", lines(*rows))
+    with pytest.raises(SourceError, match=rf"line 5: column 'id' .* round {LONG}; .*strings"):
+        read(path)
+    assert read(path, ["text"]).num_rows == 6
+
+
 def test_csv_that_does_not_fit_names_file_and_row(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_source, "_BLOCK_BYTES", 64)
     head, good = "id,text", ["1,a"] * 30
@@ -231,6 +292,30 @@ def test_csv_that_does_not_fit_names_file_and_row(tmp_path, monkeypatch):
     put(tmp_path / "t.csv", lines(head, *good))
     with pytest.raises(SourceError, match=r"u\.csv' has column 'more'"):
         read([tmp_path / "t.csv", tmp_path / "u.csv"], ["text"])
+
+
+@pytest.mark.parametrize("first", [1, 200])
+def test_csv_does_not_round_whole_numbers(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(csv_source, "_BLOCK_BYTES", 99)
+    rows = [*["0.5,a,1e300"] * first, f"1e300,b,{LONG - 1}", f" {LONG} ,c,7", ",d,8"]
+    path = put(tmp_path / "t.csv", lines("id,text,x", *rows))
+    if first == 1:
+        assert read(path)["id"].to_pylist() == ["0.5", "1e300", f" {LONG} ", ""]
+        return
+    with pytest.raises(SourceError, match=rf"t\.csv', row 203: column 'id' .* round *{LONG}"):
+        read(path)
+    assert read(path, ["x"])["x"].to_pylist() == [1e300] * 200 + [LONG - 1, 7, 8]
+
+
+@pytest.mark.parametrize("data", [b"id,body\n1,plain\n2,caf\xe9\n", b"id,b\xf6dy\n1,plain\n"])
+def test_csv_that_is_not_utf8_is_refused(tmp_path, data):
+    with pytest.raises(SourceError, match=r"t\.csv.*(UTF-8|utf-8)"):
+        open_source(put(tmp_path / "t.csv", data))
+
+
+def test_two_csv_columns_of_one_name(jobs, tmp_path):
+    with pytest.raises(SourceError, match="two columns named 'a'"):
+        jobs.generate(put(tmp_path / "t.csv", f"a,a\n1.5,{LONG}\n".encode()))
 
 
 def test_csv_details(tmp_path):
