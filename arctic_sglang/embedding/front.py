@@ -2,7 +2,8 @@
 
 It lives where SGLang's tokenizer manager does, on its event loop. What an instance holds is bounded in tokens, so
 memory does not grow with a request, blocks of several large requests take turns, and a small request goes ahead
-of them. What an instance that dies had in work goes to another one.
+of them. Small and large ones have an account each, so that neither keeps the other out. What an instance that dies had
+in work goes to another one, once.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ import numpy as np
 from arctic_sglang.embedding.rows import TokenRows, pack
 from arctic_sglang.embedding.wire import BlockVectors, DropBlocks, EmbedBlock
 
-# Steps that an instance holds: two are launched, and the others bridge what the host does between, in a process that
-# tokenises in the same breath (with 3 the GPU of an H200 was idle for 12 % of the time, with 50 tokens a row).
+# Steps of small requests, and as many of large ones, that an instance holds: two are launched, the others bridge what
+# the host does between, in a process that tokenises in the same breath (with 3 the GPU of an H200 was idle for 12 % of
+# the time, with 50 tokens a row).
 _STEPS_AHEAD = 8
 # A request of at most this part of a step goes ahead of larger ones.
 _SMALL_PART = 4
+# A block that so many instances died with is taken for the reason.
+_MOST_DEATHS = 2
 
 
 class EmbeddingFailedError(RuntimeError):
-    """A step failed in the engine; the message is the engine's."""
+    """A step failed in the engine, or the engine with it; the message says how."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,24 +41,29 @@ class Instance:
     Attributes:
         name: for messages.
         send: hands an `EmbedBlock` or `DropBlocks` over; does not wait.
+        vital: its end is the server's: among equals it comes last, and with what another one died with in any case.
         tokens: of the blocks that it holds.
+        small_tokens: of those, tokens of small requests.
         answered: blocks that it has answered so far.
         blocks: those that it holds, by number.
     """
 
     name: str
     send: Callable[[Any], None]
+    vital: bool = False
     tokens: int = 0
+    small_tokens: int = 0
     answered: int = 0
     blocks: dict[int, _Job] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A block on its way: what to send, and where its vectors go."""
+    """A block on its way: what to send, where its vectors go, and how many instances died with it."""
 
     block: EmbedBlock
     done: asyncio.Future[np.ndarray]
+    deaths: int = 0
 
 
 class FrontDoor:
@@ -63,7 +72,7 @@ class FrontDoor:
     Args:
         step_tokens: tokens of a forward step of the instances.
         max_tokens: of one row.
-        steps_ahead: steps that an instance holds.
+        steps_ahead: steps of small requests, and as many of large ones, that an instance holds.
     """
 
     def __init__(self, *, step_tokens: int, max_tokens: int, steps_ahead: int = _STEPS_AHEAD) -> None:
@@ -101,16 +110,24 @@ class FrontDoor:
         self._fill()
 
     def remove(self, instance: Instance) -> None:
-        """Take a dead instance out of service; what it had in work goes to the head of the queues."""
+        """Take a dead instance out of service; what it had in work goes to the head of the queues.
+
+        A block that several instances died with fails its request instead: it would kill the others too.
+        """
         self._instances.remove(instance)
         for job in reversed(instance.blocks.values()):
             if job.done.done():
                 continue  # its request was given up
+            job.deaths += 1
+            if job.deaths >= _MOST_DEATHS:
+                msg = f"{job.deaths} instances died one after the other with these rows in work; see the log"
+                job.done.set_exception(EmbeddingFailedError(msg))
+                continue
             # A new number: what the old instance may still answer is an answer to nothing.
             job.block = replace(job.block, number=next(self._numbers))
             (self._small if job.block.small else self._large).appendleft(job)
         instance.blocks.clear()
-        instance.tokens = 0
+        instance.tokens = instance.small_tokens = 0
         self._fill()
 
     async def embed(self, rows: TokenRows, *, dimensions: int | None = None) -> np.ndarray:
@@ -125,7 +142,7 @@ class FrontDoor:
 
         Raises:
             ValueError: a row is empty or too long; the message names the first such row.
-            EmbeddingFailedError: the engine could not do a step.
+            EmbeddingFailedError: the engine could not do a step, or died of it, and so did another one.
         """
         self._check(rows)
         if not rows.rows:
@@ -160,7 +177,7 @@ class FrontDoor:
             job = instance.blocks.pop(answer.number, None)
             if job is None:
                 continue
-            instance.tokens -= len(job.block.ids)
+            self._account(instance, job.block, -1)
             instance.answered += 1
             if not job.done.done():
                 if answer.vectors is None:
@@ -190,16 +207,32 @@ class FrontDoor:
 
     def _fill(self) -> None:
         """Hand waiting blocks to the least loaded instances, small ones first."""
-        for queue, limit in ((self._small, 2 * self._steps_ahead), (self._large, self._steps_ahead)):
-            while queue and self._instances:
-                instance = min(self._instances, key=lambda i: i.tokens)
-                tokens = len(queue[0].block.ids)
-                if instance.tokens and instance.tokens + tokens > limit * self.step_tokens:
+        for queue, small in ((self._small, True), (self._large, False)):
+            while queue:
+                job = queue[0]
+                instance = self._instance_for(job, small)
+                if instance is None:
                     break
-                job = queue.popleft()
+                queue.popleft()
                 instance.blocks[job.block.number] = job
-                instance.tokens += tokens
+                self._account(instance, job.block, 1)
                 instance.send(job.block)
+
+    def _instance_for(self, job: _Job, small: bool) -> Instance | None:
+        """The least loaded instance that has room for a block of this kind; a block of any size fits where none is."""
+        limit = self._steps_ahead * self.step_tokens
+        found = []
+        for instance in self._instances:
+            held = instance.small_tokens if small else instance.tokens - instance.small_tokens
+            if not held or held + len(job.block.ids) <= limit:
+                found.append(instance)
+        return min(found, key=lambda i: (job.deaths > 0 and i.vital, i.tokens, i.vital), default=None)
+
+    @staticmethod
+    def _account(instance: Instance, block: EmbedBlock, sign: int) -> None:
+        instance.tokens += sign * len(block.ids)
+        if block.small:
+            instance.small_tokens += sign * len(block.ids)
 
     def _forget(self, jobs: dict[asyncio.Future[np.ndarray], np.ndarray]) -> None:
         """Drop what is left of a request that was cancelled or failed."""

@@ -41,7 +41,7 @@ def after_init(_result: None, manager: Any, *_args: Any, **_kwargs: Any) -> None
     # SGLang's own bounds are exclusive and would cost a text of the model's whole window its last token.
     window = min(manager.context_len, (pooling and pooling.max_input_tokens) or manager.context_len)
     manager.arctic_front = FrontDoor(step_tokens=args.embedding_step_tokens, max_tokens=window)
-    manager.arctic_front.add(Instance("0", manager._dispatch_to_scheduler))
+    manager.arctic_front.add(Instance("0", manager._dispatch_to_scheduler, vital=True))
     manager.arctic_replicas = workers.start(manager.arctic_front, args)
     manager._result_dispatcher += vendor.TypeBasedDispatcher([(BlockVectors, manager.arctic_front.answer)])
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from arctic_sglang.embedding.front import EmbeddingFailedError, FrontDoor, Instance
+from arctic_sglang.embedding.lane import Lane
 from arctic_sglang.embedding.rows import TokenRows
 from arctic_sglang.embedding.wire import BlockVectors, DropBlocks, EmbedBlock
 
@@ -230,6 +231,37 @@ def test_two_large_requests_take_turns(front):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("clients", [8, 64])
+def test_a_large_request_goes_on_under_small_ones_without_end(front, clients):
+    async def main():
+        engine, lane = Engine(front), Lane(STEP)
+        front.remove(engine.instance)
+        engine.instance.send = lane.add
+        front.add(engine.instance)
+        ended = False
+
+        async def client():
+            while not ended:
+                await front.embed(TokenRows.from_lists([[1] * 16]))
+
+        tasks = [start(client()) for _ in range(clients)]
+        await turn()
+        large = start(front.embed(TokenRows.from_lists([[2] * 32])))
+        await turn()
+        steps = 0
+        while not all(task.done() for task in (large, *tasks)):
+            steps += 1
+            assert steps < 100
+            for block in lane.next_step():
+                front.answer(BlockVectors(block.number, vectors(block.ids, block.lengths)))
+            await turn()
+            if large.done() and not ended:
+                assert steps <= 10
+                ended = True
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_request_lets_go(front):
     async def main():
         engine = Engine(front)
@@ -318,6 +350,44 @@ def test_a_dying_instances_error_is_not_a_requests(front):
     asyncio.run(main())
 
 
+def test_a_block_that_kills_its_instances_ends_its_request_and_not_the_server(front):
+    async def main():
+        server = Engine(front, "server")
+        server.instance.vital = True
+        replicas = [Engine(front, f"replica {n}") for n in range(3)]
+        poison = start(front.embed(TokenRows.from_lists([[666]])))
+        dead = []
+        while not poison.done():
+            await turn()
+            for engine in (server, *replicas):
+                if engine.instance in front.instances and engine.waiting:
+                    front.remove(engine.instance)
+                    dead.append(engine.instance.name)
+        assert dead == ["replica 0", "replica 1"]
+        with pytest.raises(
+            EmbeddingFailedError, match="2 instances died one after the other with these rows"
+        ):
+            await poison
+        rows = make_rows(50)
+        found = await serve([server, replicas[2]], start(front.embed(rows)))
+        np.testing.assert_array_equal(found, vectors(rows.ids, rows.lengths))
+        assert front.idle
+
+    asyncio.run(main())
+
+
+def test_what_another_one_died_with_goes_to_the_server_where_nobody_else_is(front):
+    async def main():
+        server, replica = Engine(front, "server"), Engine(front, "replica")
+        server.instance.vital = True
+        task = start(front.embed(TokenRows.from_lists([[1, 2]])))
+        await turn()
+        front.remove(replica.instance)
+        np.testing.assert_array_equal(await serve([server], task), [[3, 2]])
+
+    asyncio.run(main())
+
+
 def test_what_a_removed_instance_had_goes_first(front):
     async def main():
         engine = Engine(front, "a")
@@ -395,11 +465,13 @@ def test_any_order_of_answers_deaths_and_arrivals(seed):
         engines = [Engine(front, "first")]
         requests = [make_rows(int(generator.integers(1, 300)), seed=seed * 10 + i) for i in range(6)]
         tasks = [start(front.embed(rows)) for rows in requests]
+        deaths = 0
         while not all(task.done() for task in tasks):
             chance = generator.random()
             if chance < 0.03:
                 engines.append(Engine(front, "more"))
             elif chance < 0.06 and len(engines) > 1:
+                deaths += 1
                 front.remove(engines.pop(int(generator.integers(len(engines)))).instance)
             else:
                 engine = engines[int(generator.integers(len(engines)))]
@@ -407,7 +479,14 @@ def test_any_order_of_answers_deaths_and_arrivals(seed):
                     engine.answer(engine.waiting[int(generator.integers(len(engine.waiting)))])
             await asyncio.sleep(0)
         for rows, task in zip(requests, tasks, strict=True):
-            np.testing.assert_array_equal(await task, vectors(rows.ids, rows.lengths))
+            if task.exception() is not None:
+                assert deaths >= 2
+                assert "instances died" in str(task.exception())
+            else:
+                np.testing.assert_array_equal(await task, vectors(rows.ids, rows.lengths))
+        assert any(task.exception() is None for task in tasks)
+        while engines_left := [engine for engine in engines if engine.waiting]:
+            engines_left[0].answer()
         assert front.idle
 
     asyncio.run(main())
