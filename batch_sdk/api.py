@@ -176,13 +176,15 @@ def generate(
     sink = open_sink(
         output,
         source,
-        partial(_describe, job, source, runner, engine_options, rows_per_file),
+        partial(_describe, job, source, runner, rows_per_file),
         overwrite=overwrite,
         resume=resume,
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
     )
-    look = Look(progress=progress, report=report, metrics_port=metrics_port, engine_options=engine_options)
+    look = Look(
+        progress=progress, report=report, metrics_port=metrics_port, engine_options=runner.engine_options
+    )
     where = executor, executor_options
     result, summary = execute(*where, job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
@@ -268,13 +270,15 @@ def embed(
     sink = open_sink(
         output,
         source,
-        partial(_describe, job, source, runner, engine_options, rows_per_file),
+        partial(_describe, job, source, runner, rows_per_file),
         overwrite=overwrite,
         resume=resume,
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
     )
-    look = Look(progress=progress, report=report, metrics_port=metrics_port, engine_options=engine_options)
+    look = Look(
+        progress=progress, report=report, metrics_port=metrics_port, engine_options=runner.engine_options
+    )
     where = executor, executor_options
     result, summary = execute(*where, job, plan, source, sink, runner, look=look, max_restarts=max_restarts)
     return _answer(output, result, summary, return_summary)
@@ -307,14 +311,12 @@ def _engine(model: str | Engine, name: str, options: dict[str, Any] | None, task
     return model
 
 
-def _describe(
-    job: Job, source: Source, engine: Engine, engine_options: dict[str, Any] | None, rows_per_file: int
-) -> Manifest:
+def _describe(job: Job, source: Source, engine: Engine, rows_per_file: int) -> Manifest:
     return describe_job(
         job,
         source,
         engine=engine_name(engine),
-        engine_options=engine_options or {},
+        engine_options=engine.engine_options,
         rows_per_file=rows_per_file,
     )
 

@@ -88,12 +88,27 @@ class Folder:
         Raises:
             OutputError: it cannot be made, or another process writes to it.
         """
+        while self._lock is None:
+            try:
+                self._made = not self.path.is_dir()
+                self.path.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self.path, os.O_RDONLY)
+            except OSError as error:
+                raise OutputError(f"{str(self.path)!r} cannot be made: {error.strerror}") from error
+            self._flock(handle)
+            if self._is(handle):
+                self._lock = handle
+            else:  # another process's `unlock` removed it before it was locked here
+                os.close(handle)
+
+    def _is(self, handle: int) -> bool:
+        """Whether the open directory is the one at `path`."""
         try:
-            self._made = not self.path.is_dir()
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise OutputError(f"{str(self.path)!r} cannot be made: {error.strerror}") from error
+            return os.path.samestat(os.fstat(handle), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _flock(self, handle: int) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -104,19 +119,19 @@ class Folder:
         except OSError as error:
             warnings.warn(
                 f"{str(self.path)!r} cannot be locked ({error.strerror}): let no other job write to it",
-                stacklevel=2,
+                stacklevel=3,
             )
-        self._lock = handle
 
     def unlock(self) -> None:
         """Let others write. A directory that `lock` made and that is still empty goes."""
         if self._lock is None:
             return
         handle, self._lock = self._lock, None
-        os.close(handle)
+        # Before the lock goes: nobody can have begun to write to it.
         if self._made:
             with suppress(OSError):
                 self.path.rmdir()
+        os.close(handle)
 
     def locked_elsewhere(self) -> bool:
         """Whether a living process writes to the directory."""
@@ -137,8 +152,10 @@ class Folder:
         return next((name for name in names if not _OURS.fullmatch(name)), None)
 
     def untouched(self) -> bool:
-        """Whether there is nothing but what workers of a job that was killed at its start have left."""
-        return all(entry.name.startswith(_WORK) for entry in self.path.iterdir())
+        """Whether there is nothing but what a job that was killed at its start has left: no manifest, no part."""
+        return all(
+            _OURS.fullmatch(entry.name) and entry.name.startswith(".") for entry in self.path.iterdir()
+        )
 
     def make_work(self) -> Path:
         """Make a folder for the workers of this run: nobody else's files ever get there, however late."""

@@ -19,30 +19,25 @@ from typing import Any
 import pyarrow as pa
 
 from batch_sdk.chunks import Tally
+from batch_sdk.engines.pace import shaping
 from batch_sdk.errors import OutputError
 from batch_sdk.job import GenerateJob, Job
 from batch_sdk.sources.base import Source
 
-FORMAT = 1
+# 1 had no options for a started engine.
+FORMAT = 2
+_READABLE = (1, 2)
 # Fields of a job that leave the output's rows as they are.
 _PACE_FIELDS = ("window_rows", "batch_rows", "block_rows", "order")
-# Engine options that change what a row becomes; all others (tp_size, mem_fraction_static, ...) may differ.
-_OUTPUT_OPTIONS = (
-    "revision",
-    "tokenizer_path",
-    "chat_template",
-    "dtype",
-    "quantization",
-    "kv_cache_dtype",
-    "context_length",
-    "json_model_override_args",
-    "embedding_pooling",
-)
 # Marks a pydantic model, which is told by its name and its schema.
 CLASS_KEY = "$pydantic"
+# Marks an engine option that is no data, a function say, which is told by its type.
+OBJECT_KEY = "$object"
 _SECRET = re.compile(r"(^|_)(key|token|secret|password|headers?)$")
+_USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 _PACKAGES = ("arctic-sglang", "sglang")
 _VALUE_CHARS = 60
+UNKNOWN_INPUT = "a URL, a dataset, a stream or a lazy query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +78,7 @@ class Manifest:
         output_schema: name and type of every output column; empty until the engine has started.
         parts: what is committed, in order. Workers side by side leave gaps for a while: see `units.py`.
         complete: whether all rows are there.
+        format: of the file that it was read from.
     """
 
     command: str
@@ -97,6 +93,7 @@ class Manifest:
     output_schema: tuple[tuple[str, str], ...] = ()
     parts: tuple[Part, ...] = ()
     complete: bool = False
+    format: int = FORMAT
 
     @property
     def rows(self) -> int:
@@ -124,7 +121,13 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as a JSON text for people and programs."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
+        data = {"format": self.format, **asdict(self)}
+        text = json.dumps(data, indent=1, ensure_ascii=False)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:  # a file's name that is not UTF-8: escaped, it can be written
+            return json.dumps(data, indent=1)
+        return text
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
@@ -135,8 +138,8 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-            known = data.pop("format")
-            if known == FORMAT:
+            known = data["format"]
+            if known in _READABLE:
                 data["kept"] = tuple(data["kept"])
                 data["parts"] = tuple(Part(**part) for part in data["parts"])
                 data["output_schema"] = tuple((name, kind) for name, kind in data["output_schema"])
@@ -144,7 +147,7 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OutputError(f"{where!r} is no manifest of a batch job: {error}") from error
         raise OutputError(
-            f"{where!r} has format {known}", f"format {FORMAT}", "use the version that wrote it"
+            f"{where!r} has format {known}", f"format {FORMAT} at most", "use the version that wrote it"
         )
 
 
@@ -159,7 +162,7 @@ def describe_job(
     """Return the manifest of a job that has not begun. Fingerprints the input, which may read a table once.
 
     Raises:
-        OutputError: an option is no plain data, so that it could not be read back.
+        OutputError: an option of the job is no plain data, so that it could not be read back.
     """
     known = public(engine_options)
     total = source.num_rows
@@ -172,7 +175,7 @@ def describe_job(
         command="generate" if isinstance(job, GenerateJob) else "embed",
         job=options,
         engine=engine,
-        engine_options={name: _plain(value, f"engine option {name}") for name, value in known.items()},
+        engine_options={name: _option(value, f"engine option {name}") for name, value in known.items()},
         versions=package_versions(),
         kept=tuple(source.schema.names if job.keep is None else job.keep),
         input=source.fingerprint(),
@@ -182,8 +185,18 @@ def describe_job(
 
 
 def public(engine_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that may be written down: those that do not look like secrets."""
-    return {name: value for name, value in engine_options.items() if not _SECRET.search(name)}
+    """Return the options that may be written down: those that do not look like secrets, and URLs without a user."""
+    return {name: _without_user(value) for name, value in engine_options.items() if not _SECRET.search(name)}
+
+
+def _without_user(value: Any) -> Any:
+    if isinstance(value, str):
+        return _USER_IN_URL.sub("", value)
+    if isinstance(value, (list, tuple)):
+        return [_without_user(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _without_user(item) for key, item in value.items()}
+    return value
 
 
 def package_versions() -> dict[str, str]:
@@ -215,8 +228,16 @@ def _plain(value: Any, name: str) -> Any:
     raise OutputError(
         f"{name} is a {type(value).__name__}, which a job's manifest cannot hold",
         "plain data",
-        "write to one file (NAME.parquet), or give a started engine as model=",
+        "write to one file (NAME.parquet)",
     )
+
+
+def _option(value: Any, name: str) -> Any:
+    try:
+        return _plain(value, name)
+    except OutputError:
+        kind = value if isinstance(value, type) or callable(value) else type(value)
+        return {OBJECT_KEY: f"{kind.__module__}:{getattr(kind, '__qualname__', type(value).__qualname__)}"}
 
 
 def differences(then: Manifest, now: Manifest) -> list[str]:
@@ -231,11 +252,9 @@ def differences(then: Manifest, now: Manifest) -> list[str]:
     found += _changed(then.job.get("sampling", {}), now.job.get("sampling", {}), "{}")
     if then.engine != now.engine:
         found.append(_differs("engine", then.engine, now.engine))
-    old, new = (
-        {name: m.engine_options.get(name) for name in _OUTPUT_OPTIONS if name in m.engine_options}
-        for m in (then, now)
-    )
-    found += _changed(old, new, "engine option {}")
+    if then.engine_options or then.format > 1:
+        old, new = (shaping(m.engine, m.engine_options) for m in (then, now))
+        found += _changed(old, new, "engine option {}")
     found += _changed(then.versions, now.versions, "the version of {}")
     if then.output_schema and now.output_schema:
         found += _changed(dict(then.output_schema), dict(now.output_schema), "the type of column {!r}")
@@ -264,7 +283,7 @@ def _short(value: Any) -> str:
 
 def _input_differences(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
     if then is None or now is None:
-        return ["the input is a stream or a lazy query, which cannot be recognised again"]
+        return [f"the input is {UNKNOWN_INPUT}, which cannot be recognised again"]
     if then == now:
         return []
     if "files" not in then or "files" not in now:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import operator
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from batch_sdk.api import embed, generate
 from batch_sdk.engines import ENGINES, Engine
+from batch_sdk.engines.pace import shaping
 from batch_sdk.errors import OutputError
 from batch_sdk.folder import Folder, load_manifest
-from batch_sdk.manifest import CLASS_KEY, Manifest
+from batch_sdk.manifest import CLASS_KEY, OBJECT_KEY, UNKNOWN_INPUT, Manifest
 from batch_sdk.sources import open_recorded
 from batch_sdk.summary import JobSummary
 
@@ -123,8 +125,13 @@ def resume(
         BatchError: see `generate`.
     """
     found = _manifest(output)
+    if found.input is None:
+        raise OutputError(
+            f"{os.fspath(output)!r} was made from {UNKNOWN_INPUT}, which cannot be recognised again",
+            remedy="begin anew with overwrite=True (--overwrite)",
+        )
     if data is None:
-        if found.input is None or "files" not in found.input:
+        if "files" not in found.input:
             raise OutputError(
                 f"{os.fspath(output)!r} was made from a table in memory",
                 "the same table",
@@ -141,14 +148,26 @@ def resume(
                 f"{os.fspath(output)!r} was made by the engine {found.engine}", "that engine as model="
             )
         options["engine"] = found.engine
-        options["engine_options"] = {**found.engine_options, **(engine_options or {})}
+        options["engine_options"] = _engine_options(found, engine_options, os.fspath(output))
     else:
-        options["model"] = model
+        options |= {"model": model, "engine_options": engine_options}
     options["rows_per_file"] = found.rows_per_file
     options.update(pace, output=output, resume="errors" if errors else True)
     run = generate if found.command == "generate" else embed
     summary: JobSummary = run(data, **options, **sampling)
     return summary
+
+
+def _engine_options(found: Manifest, given: dict[str, Any] | None, output: str) -> dict[str, Any]:
+    """Return the options of the last run with those given now. One that was no data has to be given again."""
+    merged = {**found.engine_options, **(given or {})}
+    lost = {name: value for name, value in merged.items() if isinstance(value, dict) and OBJECT_KEY in value}
+    for name, value in shaping(found.engine, lost).items():
+        raise OutputError(
+            f"{output!r} was made with the engine option {name}, {value[OBJECT_KEY]}, which no manifest holds",
+            remedy=f"pass it again: engine_options={{{name!r}: ...}}, or a started engine as model=",
+        )
+    return {name: value for name, value in merged.items() if name not in lost}
 
 
 def _model_class(reference: str, output: str) -> Any:
@@ -173,4 +192,9 @@ def hint(output: str) -> str:
         return "nothing was written"
     if found.complete:
         return f"{output} is complete, with {found.tally().errors.total():,} error rows"
-    return f"{found.rows:,} rows are kept; go on with: arctic-batch resume {output}"
+    if found.input is None:
+        return (
+            f"{found.rows:,} rows are in {output}, and the others cannot be added: the input is {UNKNOWN_INPUT}, which "
+            "cannot be recognised again; begin anew with --overwrite"
+        )
+    return f"{found.rows:,} rows are kept; go on with: arctic-batch resume {shlex.quote(output)}"

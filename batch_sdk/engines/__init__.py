@@ -34,6 +34,7 @@ def create_engine(name: str, *, model: str, task: Task, options: dict[str, Any] 
     module_name, class_name = ENGINES[name].split(":")
     engine_class = getattr(importlib.import_module(module_name), class_name)
     engine: Engine = engine_class(model=model, task=task, options=dict(options or {}))
+    engine.engine_options = dict(options or {})  # whether its class remembers them or not
     return engine
 
 

@@ -8,7 +8,7 @@ nothing of tables. Rows that it cannot do come back with a `RowError`; when it c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -143,11 +143,17 @@ class Engine(ABC):
     """Computes rows. Use as a context manager, or call `start` and `close`.
 
     One thread drives an engine. A started engine can serve many jobs, one after another.
+
+    Args:
+        model: path or hub name.
+        task: "generate" or "embed".
+        options: the engine's own, as the user gave them; a job's manifest records them as `engine_options`.
     """
 
-    def __init__(self, *, model: str, task: Task) -> None:
+    def __init__(self, *, model: str, task: Task, options: Mapping[str, Any] | None = None) -> None:
         self.model = model
         self.task = task
+        self.engine_options = dict(options or {})
 
     @property
     @abstractmethod

@@ -85,7 +85,7 @@ class DummyEngine(Engine):
     """
 
     def __init__(self, *, model: str, task: Task, options: dict[str, Any]) -> None:
-        super().__init__(model=model, task=task)
+        super().__init__(model=model, task=task, options=options)
         check_names(options, [f.name for f in fields(DummyOptions)], "option of the dummy engine")
         self.options = DummyOptions(**options)
         self.answered = 0

@@ -48,7 +48,7 @@ class HttpEngine(Engine):
     """
 
     def __init__(self, *, model: str, task: Task, options: dict[str, Any]) -> None:
-        super().__init__(model=model, task=task)
+        super().__init__(model=model, task=task, options=options)
         self._options = HttpOptions.from_mapping(options)
         self._info: EngineInfo | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

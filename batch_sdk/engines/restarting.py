@@ -36,7 +36,7 @@ class RestartingEngine(Engine):
     """
 
     def __init__(self, engine: Engine, max_restarts: int) -> None:
-        super().__init__(model=engine.model, task=engine.task)
+        super().__init__(model=engine.model, task=engine.task, options=engine.engine_options)
         self._engine = engine
         self._max_restarts = max_restarts
         self.restarts = 0

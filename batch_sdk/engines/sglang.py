@@ -74,7 +74,7 @@ class SGLangEngine(Engine):
     """
 
     def __init__(self, *, model: str, task: Task, options: dict[str, Any]) -> None:
-        super().__init__(model=model, task=task)
+        super().__init__(model=model, task=task, options=options)
         for name, decided_by in _OWN_OPTIONS.items():
             if name in options:
                 raise OptionError(f"engine option {name!r}", f"this to be decided by {decided_by}")

@@ -52,8 +52,8 @@ def test_damaged_manifests(text):
 
 
 def test_a_later_format_is_refused():
-    text = describe().to_json().replace('"format": 1', '"format": 2')
-    with pytest.raises(OutputError, match=r"has format 2.*wanted format 1"):
+    text = describe().to_json().replace('"format": 2', '"format": 3')
+    with pytest.raises(OutputError, match=r"has format 3.*wanted format 2 at most"):
         Manifest.from_json(text, "x")
 
 
@@ -99,20 +99,93 @@ def test_commands_engines_versions_and_columns_differ():
     assert differences(one, cast) == ["the type of column 'n' was 'int64' and is 'int32'"]
 
 
-def test_pace_may_differ():
+PACE = (
+    "tp_size dp_size pp_size ep_size ulysses_sequence_parallel_size embedding_replicas nnodes node_rank dist_init_addr "
+    "base_gpu_id mem_fraction_static max_running_requests max_total_tokens chunked_prefill_size max_prefill_tokens "
+    "schedule_policy schedule_conservativeness window_tokens embedding_step_tokens enable_fast_embedding page_size "
+    "attention_backend sampling_backend disable_cuda_graph cuda_graph_bs_decode enable_torch_compile random_seed "
+    "disable_radix_cache enable_hierarchical_cache hicache_ratio cpu_offload_gb speculative_algorithm suffix_max_depth "
+    "speculative_draft_model_path enable_shift_parallel log_level decode_log_interval show_time_cost enable_metrics "
+    "port nccl_port download_dir cpu_threads_per_rank watchdog_timeout custom_sigquit_handler"
+).split()
+SHAPING = (
+    "revision tokenizer_path tokenizer_mode tokenizer_backend chat_template dtype quantization kv_cache_dtype "
+    "context_length json_model_override_args embedding_pooling allow_auto_truncate preferred_sampling_params "
+    "lora_paths load_format model_impl grammar_backend constrained_json_disable_any_whitespace swiftkv_min_tokens "
+    "torchao_config speculative_accept_threshold_acc speculative_accept_threshold_single sampling_defaults "
+    "an_option_of_tomorrow"
+).split()
+
+
+@pytest.mark.parametrize("option", PACE)
+def test_pace_may_differ(option):
     fast = GenerateJob(**GENERATE, window_rows=7, batch_rows=3)
-    assert differences(describe(tp_size=1), describe(fast, tp_size=8, mem_fraction_static=0.5)) == []
+    then, now = describe(engine="sglang", **{option: 1}), describe(fast, engine="sglang", **{option: 2})
+    assert differences(then, now) == []
+    assert differences(then, describe(engine="sglang")) == []
+
+
+@pytest.mark.parametrize("option", SHAPING)
+def test_engine_options_that_shape_the_rows_differ(option):
+    then, now = (describe(engine="sglang", **{option: value}) for value in (1, 2))
+    assert differences(then, now) == [f"engine option {option} was 1 and is 2"]
+    assert differences(then, describe(engine="sglang")) == [f"engine option {option} was 1 and is not given"]
+    assert differences(then, then) == []
+
+
+def test_which_options_shape_the_rows_is_the_engines_own():
+    for name in ("url", "timeout_seconds", "max_retries", "seed"):
+        assert differences(describe(engine="http", **{name: 1}), describe(engine="http", **{name: 2})) == []
+    assert differences(describe(seed=1, die_after_requests=5), describe(seed=2, fail_on="x")) == []
+    for name in ("words", "broken_json", "max_input_tokens"):
+        assert differences(describe(**{name: 1}), describe(**{name: 2})) == [
+            f"engine option {name} was 1 and is 2"
+        ]
+    own = [describe(engine="mine:Engine", seed=seed) for seed in (1, 2)]
+    assert differences(*own) == ["engine option seed was 1 and is 2"]
+
+
+def test_manifests_of_format_1_go_on():
+    old = (
+        describe(engine="sglang", tp_size=2, dtype="bfloat16").to_json().replace('"format": 2', '"format": 1')
+    )
+    then = Manifest.from_json(old, "x")
+    assert then.format == 1
+    assert differences(then, describe(engine="sglang", tp_size=4, dtype="bfloat16")) == []
+    assert differences(then, describe(engine="sglang")) == [
+        "engine option dtype was 'bfloat16' and is not given"
+    ]
+    # What it says of a started engine: nothing, whatever the engine's options.
+    started = replace(describe(engine="sglang"), format=1)
+    assert differences(started, describe(engine="sglang", dtype="bfloat16")) == []
+    assert Manifest.from_json(started.to_json(), "x") == started
 
 
 def test_secrets_are_not_written_down():
     text = describe(api_key="s3cret", headers={"a": "s3cret"}, max_total_tokens=77).to_json()
     assert "s3cret" not in text
     assert "77" in text
+    urls = ["https://me:s3cret@one/v1", "http://two:80/a@b", "s3cret@"]
+    manifest = describe(engine="http", url=urls, more={"url": urls[0]})
+    assert manifest.engine_options == {
+        "url": ["https://one/v1", "http://two:80/a@b", "s3cret@"],
+        "more": {"url": "https://one/v1"},
+    }
 
 
-def test_options_that_are_no_data_are_refused():
-    with pytest.raises(OutputError, match="engine option hook is a function"):
-        describe(hook=lambda: None)
+def test_options_that_are_no_data_are_told_by_their_type():
+    hooked = describe(hook=test_damaged_manifests)
+    assert hooked.engine_options == {"hook": {"$object": f"{__name__}:test_damaged_manifests"}}
+    assert Manifest.from_json(hooked.to_json(), "x") == hooked
+    assert differences(hooked, describe(hook=test_damaged_manifests)) == []
+    assert "engine option hook was" in differences(hooked, describe(hook=TABLE))[0]
+
+
+def test_names_that_are_no_utf_8_come_back(tmp_path):
+    manifest = replace(describe(), input={"files": [{"path": "caf\udce9.parquet"}]})
+    path = tmp_path / "m.json"
+    path.write_text(manifest.to_json(), encoding="utf-8")
+    assert Manifest.from_json(path.read_text(encoding="utf-8"), "x") == manifest
 
 
 def test_tables_are_known_by_their_contents():

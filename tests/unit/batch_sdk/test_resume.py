@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ import batch_sdk
 from batch_sdk import cli
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OptionError, OutputError, SourceError
+from batch_sdk.folder import Folder
+from batch_sdk.outputs import hint
 from batch_sdk.sinks import parquet
 from batch_sdk.sinks.parquet import RowGroupWriter
 
@@ -143,8 +146,12 @@ def test_a_changed_input_is_refused(files, tmp_path):
 def test_another_vector_length_is_refused(files, tmp_path):
     with pytest.raises(EngineError):
         run("embed", files, tmp_path / "o", engine_for("embed", die_after_requests=5))
+    other = engine_for("embed", embedding_size=3)
+    with pytest.raises(OutputError, match="option embedding_size was not given and is 3"):
+        run("embed", files, tmp_path / "o", other, resume=True)
+    other.engine_options = {}  # as with new weights at the same path
     with pytest.raises(OutputError, match="type of column 'embedding'"):
-        run("embed", files, tmp_path / "o", engine_for("embed", embedding_size=3), resume=True)
+        run("embed", files, tmp_path / "o", other, resume=True)
     run("embed", files, tmp_path / "o", resume=True)
 
 
@@ -175,6 +182,56 @@ def test_resume_by_the_manifest_alone(files, tmp_path, monkeypatch):
     summary = batch_sdk.resume(out, engine_options={"die_after_requests": None}, progress=False)
     assert summary.rows == 20
     assert read(out).equals(read(whole))
+
+
+def stopped(files, out, **options) -> None:
+    """A job on a started engine with these options that dies half-way."""
+    with pytest.raises(EngineError):
+        run("generate", files, out, engine_for("generate", die_after_requests=9, **options))
+
+
+def test_a_started_engines_options_are_those_of_the_resumed_job(files, tmp_path):
+    stopped(files, tmp_path / "o", words=3)
+    recorded = json.loads((tmp_path / "o" / "_manifest.json").read_text())
+    assert recorded["engine_options"] == {"die_after_requests": 9, "words": 3}
+    with pytest.raises(OutputError, match="engine option words was 3 and is 5"):
+        batch_sdk.resume(tmp_path / "o", engine_options={"words": 5})
+    with pytest.raises(OutputError, match="engine option words was 3 and is not given"):
+        batch_sdk.resume(tmp_path / "o", model=engine_for("generate"))
+    batch_sdk.resume(tmp_path / "o", engine_options={"die_after_requests": None}, progress=False)
+    assert set(read(tmp_path / "o")["completion_tokens"].to_pylist()) == {3, None}
+
+
+def test_a_started_engine_goes_on_with_a_job_that_had_options(files, tmp_path):
+    options = {"words": 3, "die_after_requests": 9}
+    with pytest.raises(EngineError):
+        batch_sdk.generate(
+            files,
+            prompt="say {{ text }}",
+            model="m",
+            engine="dummy",
+            engine_options=options,
+            max_restarts=0,
+            output=tmp_path / "o",
+            **SMALL,
+        )
+    same = engine_for("generate", words=3)
+    with pytest.raises(OptionError, match="engine_options together with a running engine"):
+        batch_sdk.resume(tmp_path / "o", model=same, engine_options={"nonsense": 1})
+    batch_sdk.resume(tmp_path / "o", model=same, progress=False)
+    assert set(read(tmp_path / "o")["completion_tokens"].to_pylist()) == {3, None}
+
+
+def test_an_option_that_is_no_data_is_given_again(files, tmp_path):
+    stopped(files, tmp_path / "o")
+    path = tmp_path / "o" / "_manifest.json"
+    recorded = json.loads(path.read_text())
+    recorded["engine_options"] = {"words": {"$object": "my.module:words"}, "seed": {"$object": "my:seed"}}
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(OutputError, match=r"option words, my.module:words, .*pass it again: engine_options="):
+        batch_sdk.resume(tmp_path / "o")
+    with pytest.raises(OutputError, match=r"option words was .* and is 3"):
+        batch_sdk.resume(tmp_path / "o", engine_options={"words": 3})
 
 
 def test_resume_finds_the_folders_that_are_columns(tmp_path):
@@ -221,6 +278,20 @@ def test_streams_run_and_cannot_be_resumed(tmp_path):
     assert batch_sdk.status(tmp_path / "p").total_rows == 20
 
 
+def test_nobody_is_told_to_resume_what_cannot_be_resumed(tmp_path):
+    table = pa.table({"text": [f"text {i}" for i in range(20)]})
+    with pytest.raises(EngineError):
+        run("generate", table.to_reader(), tmp_path / "o", engine_for("generate", die_after_requests=9))
+    said = hint(str(tmp_path / "o"))
+    assert "8 rows are in" in said
+    assert "arctic-batch resume" not in said
+    for data in (None, table):
+        with pytest.raises(OutputError, match=r"a URL, a dataset, a stream or a lazy query, .* begin anew"):
+            batch_sdk.resume(tmp_path / "o", data)
+    with pytest.raises(OutputError, match=r"the input is a URL, .* cannot be recognised again"):
+        run("generate", table.to_reader(), tmp_path / "o", resume=True)
+
+
 def test_nonsense(files, tmp_path):
     run("generate", files, tmp_path / "o.parquet")
     (tmp_path / "mine").mkdir()
@@ -252,6 +323,23 @@ def test_nonsense(files, tmp_path):
 def test_somebody_elses_manifest_in_an_input(files, tmp_path):
     (files / "_manifest.json").write_text('{"entries": []}')
     assert run("generate", files, tmp_path / "o").rows == 20
+
+
+def test_a_directory_that_goes_while_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    first, second = (Folder(tmp_path / "o") for _ in range(2))
+    first.lock()
+    real = fcntl.flock
+
+    def late(handle, how):
+        first.unlock()  # between the second's opening and its lock
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second.lock()
+    assert first.locked_elsewhere()
+    (tmp_path / "o" / "file").touch()
+    second.unlock()
+    assert not first.locked_elsewhere()
 
 
 def test_parts_are_bound_in_time(files, tmp_path):
@@ -367,8 +455,7 @@ def test_death_at_every_touch_of_the_disk(files, tmp_path, task):
         out = tmp_path / f"{life}-{effect}"
         if (out / "_manifest.json").exists():
             assert batch_sdk.status(out).rows <= 20
-        begun = (out / "_manifest.json").exists()
-        run(task, files, out, resume=begun, overwrite=not begun)
+        run(task, files, out, resume=True)
         assert read(out).equals(expected), (life, effect)
         assert batch_sdk.status(out).state == "complete"
         assert not list(out.glob(".*"))
