@@ -56,7 +56,7 @@ class Plan(ABC):
         """Return the final output schema and the function that makes chunks.
 
         Raises:
-            PromptError, EngineError: the model lacks something that the job needs.
+            OptionError, PromptError, EngineError: the engine or the model lacks something that the job needs.
         """
 
 
@@ -79,6 +79,7 @@ class GeneratePlan(Plan):
     def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
         """Decide about the chat template."""
         job = self._job
+        _refuse_lacking(job, info)
         if job.on_too_long != "error" and info.max_input_tokens is None:
             raise OptionError(
                 f"on_too_long={job.on_too_long!r}, but the engine does not say how long an input may be",
@@ -110,6 +111,13 @@ class GeneratePlan(Plan):
             logprobs=self._job.logprobs,
             on_too_long=self._job.on_too_long,
         )
+
+
+def _refuse_lacking(job: Job, info: EngineInfo) -> None:
+    for name, lack in info.lacks.items():
+        value = getattr(job, name, False)
+        if value not in (False, "error"):
+            raise OptionError(f"{name}={value!r} with engine {lack.engine!r}", lack.wanted, lack.remedy)
 
 
 def _prompts(job: GenerateJob, schema: pa.Schema) -> PromptBuilder | MessageTemplates | MessageColumn:
@@ -167,6 +175,7 @@ class EmbedPlan(Plan):
 
     def bind(self, info: EngineInfo, tally: Tally) -> tuple[pa.Schema, MakeChunk]:
         """Put the length of the vectors, the text of the prompt and the size of the blocks in."""
+        _refuse_lacking(self._job, info)
         schema = self.schema(info)
         prompt = "" if self._ids else _prompt_text(self._job.prompt_name, info)
         return schema, partial(self._chunk, info, prompt, tally)

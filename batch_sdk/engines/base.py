@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -115,6 +115,14 @@ Request = GenerateRequest | EmbedRequest
 Result = GenerateResult | EmbedResult
 
 
+class Lack(NamedTuple):
+    """An option of jobs that an engine has no way to follow: whose, what would be needed, what to do."""
+
+    engine: str
+    wanted: str
+    remedy: str
+
+
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What a started engine says of its model.
@@ -128,6 +136,7 @@ class EngineInfo:
         checkpoint: what an embedding model's sentence-transformers files say; None where the engine does not read
             them, or there are none.
         block_rows: rows of an `EmbedRequest` that suit it best.
+        lacks: option of a job -> why the engine cannot follow it; a job that asks for it is refused.
     """
 
     model: str
@@ -137,6 +146,7 @@ class EngineInfo:
     unit_vectors: bool = False
     checkpoint: PoolingSpec | None = None
     block_rows: int = 64
+    lacks: Mapping[str, Lack] = field(default_factory=dict)
 
 
 class Engine(ABC):

@@ -18,6 +18,7 @@ from batch_sdk.engines.base import (
     EngineInfo,
     GenerateRequest,
     GenerateResult,
+    Lack,
     Request,
     Result,
     Task,
@@ -27,11 +28,29 @@ from batch_sdk.engines.http_options import HttpOptions
 from batch_sdk.engines.openai_api import Vectors, embedded, generate_body, generated
 from batch_sdk.engines.tasks import TaskPool, refuse_running_loop
 from batch_sdk.engines.token_rows import refusals
-from batch_sdk.errors import EngineError, OptionError, RowError
+from batch_sdk.errors import EngineError, RowError
 from batch_sdk.vectors import is_unit_length
 
 _PROBE = "hello"
 _UNKNOWN_TOKENS = -1
+# What OpenAI's protocol has no name for.
+_LACKS = {
+    "logprobs": Lack(
+        "http",
+        "an engine that returns token ids: OpenAI's protocol has none",
+        "drop it, or use engine 'sglang'",
+    ),
+    "on_too_long": Lack(
+        "http",
+        "an engine that sees the prompt's tokens: OpenAI's protocol has no name for cutting them",
+        "drop it, or use engine 'sglang'",
+    ),
+    "truncate": Lack(
+        "http",
+        "the server to cut long texts: OpenAI's protocol has no name for it",
+        "drop it, and start SGLang with --allow-auto-truncate",
+    ),
+}
 
 
 class HttpEngine(Engine):
@@ -90,7 +109,7 @@ class HttpEngine(Engine):
     async def _open(self) -> EngineInfo:
         self._client = HttpClient(self.model, self._options)
         longest = await self._client.look()
-        info = EngineInfo(self.model, longest, has_chat_template=True)
+        info = EngineInfo(self.model, longest, has_chat_template=True, lacks=_LACKS)
         if self.task == "generate":
             return info
         vector = await self._probe_vector()
@@ -113,19 +132,7 @@ class HttpEngine(Engine):
             raise EngineError("submit() on an engine that is not started", "start() first")
         for request in requests:
             if isinstance(request, GenerateRequest):
-                if request.logprobs:
-                    raise OptionError(
-                        "logprobs=True with engine 'http'",
-                        "an engine that returns token ids: OpenAI's protocol has none",
-                        "drop it, or use engine 'sglang'",
-                    )
                 self._pool.start(self._generate(request))
-            elif request.truncate:
-                raise OptionError(
-                    "truncate=True with engine 'http'",
-                    "the server to cut long texts: OpenAI's protocol has no name for it",
-                    "drop it, and start SGLang with --allow-auto-truncate",
-                )
             else:
                 self._pool.start(self._embed(request))
         # One turn of the loop: the tasks begin now, not at the next wait().

@@ -180,7 +180,8 @@ class HttpClient:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
+    # The numbers of the SSL library are its own, not the system's.
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
         number = error.os_error.errno
         # Names that cannot be resolved have numbers below 0, and say in words what is wrong.
         return os.strerror(number) if number and number > 0 else str(error.os_error)

@@ -6,6 +6,7 @@ Judged by status, `code` and `type`, never by the text of a message.
 from __future__ import annotations
 
 import base64
+import math
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ _KEY_STATUS = (401, 403)
 # OpenAI's code, and llama.cpp's type. SGLang and vLLM have neither: there it is `rejected`.
 _TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
 _SHOWN_CHARACTERS = 500
+_MOST_TOKENS = 2**31 - 1
+# A server that asks for more does not mean it: its row would hold up the job for good.
+_LONGEST_WAIT_SECONDS = 3600.0
 
 
 class Again(NamedTuple):
@@ -117,17 +121,17 @@ def _error(raw: bytes) -> tuple[str, set[Any]]:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Return what a Retry-After header asks for; it holds seconds or a date."""
+    """Return what a Retry-After header asks for, an hour at most; it holds seconds or a date."""
     if retry_after is None:
         return 0.0
     try:
-        return max(0.0, float(retry_after))
+        seconds = float(retry_after)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(max(0.0, seconds), _LONGEST_WAIT_SECONDS) if math.isfinite(seconds) else 0.0
 
 
 def generated(position: int, answer: dict[str, Any], samples: int = 1) -> GenerateResult:
@@ -141,7 +145,7 @@ def generated(position: int, answer: dict[str, Any], samples: int = 1) -> Genera
     try:
         choices = [_choice(choice) for choice in answer["choices"]]
     except (KeyError, IndexError, TypeError, AttributeError):
-        return GenerateResult(position, None, None, None, None, _unreadable(answer, "choices"))
+        return GenerateResult(position, None, None, None, None, _unreadable(answer, "choices of text"))
     if len(choices) < samples or not choices:
         return GenerateResult(position, None, None, None, None, _unreadable(answer, f"{samples} choices"))
     for _, reason in choices:
@@ -149,9 +153,10 @@ def generated(position: int, answer: dict[str, Any], samples: int = 1) -> Genera
             error = RowError(RowErrorKind.ABORTED, f"the server ended the response with {reason!r}")
             return GenerateResult(position, None, None, None, None, error)
     texts, reasons = [text for text, _ in choices], [reason for _, reason in choices]
-    usage = answer.get("usage") or {}
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    usage = answer.get("usage")
+    counts = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    cached = _count(details, "cached_tokens")
     if samples == 1:
         return GenerateResult(position, texts[0], *counts, reasons[0], cached_tokens=cached)
     listed = [str(reason) for reason in reasons[:samples]]
@@ -160,8 +165,17 @@ def generated(position: int, answer: dict[str, Any], samples: int = 1) -> Genera
 
 def _choice(choice: dict[str, Any]) -> tuple[str, str | None]:
     text = choice["message"].get("content") if "message" in choice else choice["text"]
+    reason = choice.get("finish_reason")
+    if not isinstance(text, str | None) or not isinstance(reason, str | None):
+        raise TypeError("a choice that is no text")
     # A response that ended while the model was still thinking has null for its text.
-    return text or "", choice.get("finish_reason")
+    return text or "", reason
+
+
+def _count(fields: Any, name: str) -> int | None:
+    """Return a number of tokens; None where the server gives none, or something else."""
+    value = fields.get(name) if isinstance(fields, dict) else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def embedded(answer: dict[str, Any], count: int) -> Vectors | RowError:
@@ -177,7 +191,7 @@ def embedded(answer: dict[str, Any], count: int) -> Vectors | RowError:
             RowErrorKind.SERVER_ERROR,
             f"{len(items)} vectors for {count} texts, with indices {indices[:5]}...",
         )
-    return Vectors(values, (answer.get("usage") or {}).get("prompt_tokens"))
+    return Vectors(values, _count(answer.get("usage"), "prompt_tokens"))
 
 
 def _vector(embedding: str | list[float]) -> Any:

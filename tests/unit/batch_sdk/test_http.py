@@ -6,11 +6,14 @@ import asyncio
 import gc
 import json
 import random
+import ssl
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from types import SimpleNamespace
 
+import aiohttp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +23,9 @@ from aiohttp import web
 import batch_sdk
 from batch_sdk import cli
 from batch_sdk.engines import openai_api
-from batch_sdk.engines.base import GenerateRequest
+from batch_sdk.engines.base import GenerateRequest, GenerateResult
 from batch_sdk.engines.http import HttpEngine
+from batch_sdk.engines.http_client import _reason
 from batch_sdk.errors import EngineError, OptionError
 from tests.engine.servers import free_port
 from tests.unit.batch_sdk.stub_server import SIZE, error, running_stubs, text_of, vector
@@ -29,6 +33,10 @@ from tests.unit.batch_sdk.stub_server import SIZE, error, running_stubs, text_of
 ROWS = 53
 TABLE = pa.table({"text": [f"row {i}" for i in range(ROWS)]})
 RIGHT = [f"chat row {i}" for i in range(ROWS)]
+
+
+def answer(message, finish_reason="stop") -> dict:
+    return {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +108,14 @@ def test_samples(stubs):
     assert set(kinds(generate(short, n=3, temperature=0.5))) == {"server_error"}
 
 
-def test_logprobs_are_refused(stubs):
-    with pytest.raises(OptionError, match="logprobs=True with engine 'http'"):
-        generate(stubs.start(), logprobs=True)
+@pytest.mark.parametrize("option", [{"logprobs": True}, {"on_too_long": "truncate_middle"}])
+def test_what_the_protocol_has_no_name_for_is_refused_before_the_first_row(stubs, tmp_path, option):
+    ((name, value),) = option.items()
+    stub = stubs.start()
+    with pytest.raises(OptionError, match=f"{name}={value!r} with engine 'http'"):
+        generate(stub, output=tmp_path / "out", **option)
+    assert stub.bodies == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("table", [TABLE.slice(0, 0), TABLE.slice(0, 1)])
@@ -194,6 +207,9 @@ def test_retry_after_is_respected(stubs):
         (lambda: web.json_response({"choices": [{"text": "x", "finish_reason": "abort"}]}), "aborted"),
         (lambda: web.json_response({"error": {"message": "no upstream"}}), "server_error"),
         (lambda: web.json_response({"choices": []}), "server_error"),
+        (lambda: web.json_response(answer({"content": [{"type": "text", "text": "x"}]})), "server_error"),
+        (lambda: web.json_response(answer({"content": "x"}, finish_reason={"type": "stop"})), "server_error"),
+        (lambda: web.json_response(answer("x")), "server_error"),
     ],
 )
 def test_a_poison_row_fails_alone_and_at_once(stubs, response, kind):
@@ -205,6 +221,24 @@ def test_a_poison_row_fails_alone_and_at_once(stubs, response, kind):
     assert kinds(out) == [kind if i == 9 else None for i in range(ROWS)]
     assert responses(out) == [None if i == 9 else text for i, text in enumerate(RIGHT)]
     assert stub.seen["row 9"] == 1
+
+
+ODD_USAGES = [
+    [1],
+    "7",
+    {"prompt_tokens": "7", "completion_tokens": 1.5},
+    {"prompt_tokens": 2**31, "completion_tokens": True},
+    {"prompt_tokens": -1, "prompt_tokens_details": [3]},
+    {"prompt_tokens_details": {"cached_tokens": "3"}},
+]
+
+
+@pytest.mark.parametrize("usage", ODD_USAGES)
+def test_counts_that_are_none_are_unknown(usage):
+    found = openai_api.generated(0, answer({"content": "x"}) | {"usage": usage})
+    assert found == GenerateResult(0, "x", None, None, "stop")
+    vectors = openai_api.embedded({"data": [{"index": 0, "embedding": [0.5]}], "usage": usage}, 1)
+    assert vectors.tokens is None
 
 
 def test_sglangs_flat_error_is_read(stubs):
@@ -488,12 +522,25 @@ def date(seconds: float) -> str:
         (lambda: "soon", 0, 0),
         (lambda: date(90), 60, 90),
         (lambda: date(-90), 0, 0),
+        (lambda: "inf", 0, 0),
+        (lambda: "nan", 0, 0),
+        (lambda: "1e9", 3600, 3600),
+        (lambda: date(1e8), 3600, 3600),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header, low, high):
     again = openai_api.judge("http://h", 503, header(), b"")
     assert isinstance(again, openai_api.Again)
     assert low <= again.after_seconds <= high
+
+
+def test_a_certificate_that_is_not_trusted_is_named():
+    key = SimpleNamespace(host="h", port=443, ssl=True, is_ssl=True)
+    cause = ssl.SSLCertVerificationError(1, "self-signed certificate")
+    assert "self-signed certificate" in _reason(aiohttp.ClientConnectorCertificateError(key, cause))
+    assert (
+        _reason(aiohttp.ClientConnectorError(key, ConnectionRefusedError(111, "x"))) == "Connection refused"
+    )
 
 
 def test_a_json_schema_goes_under_openais_name():
