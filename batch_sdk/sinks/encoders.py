@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_sdk.errors import OutputError
+from batch_sdk.frames import to_frame
 
 _REMEDY = "leave that column out with keep=[...]"
 
@@ -109,6 +112,18 @@ def _has_dictionary(kind: pa.DataType) -> bool:
     return any(_has_dictionary(kind.field(index).type) for index in range(kind.num_fields))
 
 
+@contextmanager
+def _json_errors() -> Iterator[None]:
+    try:
+        yield
+    except (
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+    ) as error:  # of which no Exception is a base
+        said = next(iter(str(error).splitlines()), "")
+        raise OutputError(f"JSON cannot hold the output: {said}", "", _REMEDY) from error
+
+
 class JsonLinesEncoder(Encoder):
     """One JSON object a line. Not-a-number and the infinities become null, since JSON has none; times are
     ISO 8601 strings, decimals strings."""
@@ -118,6 +133,8 @@ class JsonLinesEncoder(Encoder):
         for field in schema:
             if not _fits_json(field.type):
                 raise OutputError(f"JSON cannot hold column {field.name!r} of type {field.type}", "", _REMEDY)
+        with _json_errors():
+            to_frame(pa.RecordBatch.from_pylist([], schema))  # Polars knows some time zones only
 
     def open(self, stream: pa.NativeFile, schema: pa.Schema) -> None:
         """Nothing comes before the rows."""
@@ -128,11 +145,10 @@ class JsonLinesEncoder(Encoder):
         try:
             batch.validate(full=True)
         except pa.ArrowException as error:
-            raise OutputError(f"JSON cannot hold these rows: {error}", "valid UTF-8", _REMEDY) from error
-        frame = pl.from_arrow(batch)
-        assert isinstance(frame, pl.DataFrame)
+            raise OutputError(f"JSON cannot hold these rows: {error}", "valid values", _REMEDY) from error
         lines = io.BytesIO()
-        frame.write_ndjson(lines)
+        with _json_errors():
+            to_frame(batch).write_ndjson(lines)
         self._stream.write(lines.getbuffer())
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
-from batch_sdk.sources.base import Source, fingerprint_table
+from batch_sdk.sources.base import HASHED_ROWS, Source, fingerprint_table
+from batch_sdk.sources.views import plain_batch, plain_schema
 
 
 class TableSource(Source):
@@ -16,11 +17,12 @@ class TableSource(Source):
 
     def __init__(self, table: pa.Table | pa.RecordBatch) -> None:
         self._table = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
+        self._schema = plain_schema(self._table.schema)
 
     @property
     def schema(self) -> pa.Schema:
         """The table's."""
-        return self._table.schema
+        return self._schema
 
     @property
     def num_rows(self) -> int:
@@ -33,11 +35,18 @@ class TableSource(Source):
 
     def batches_from(self, columns: Sequence[str], max_rows: int, start: int) -> Iterator[pa.RecordBatch]:
         """Yield slices from row `start` on."""
-        yield from self._table.select(list(columns)).slice(start).to_batches(max_chunksize=max_rows)
+        pieces = self._table.select(list(columns)).slice(start).to_batches(max_chunksize=max_rows)
+        yield from map(plain_batch, pieces)
 
     def fingerprint(self) -> dict[str, Any]:
         """Hash the contents."""
-        return fingerprint_table(self.schema, self._table.to_batches())
+        return fingerprint_table(self.schema, self.batches(self.schema.names, HASHED_ROWS))
+
+    def restore(self, table: pa.Table) -> pa.Table:
+        """Return a table whose passed-through columns have the input's own types."""
+        own = dict(zip(self._schema, self._table.schema, strict=True))
+        schema = pa.schema([own.get(field, field) for field in table.schema])
+        return table if schema == table.schema else table.cast(schema)
 
 
 class StreamSource(Source):
@@ -62,7 +71,7 @@ class StreamSource(Source):
     @property
     def schema(self) -> pa.Schema:
         """The stream's."""
-        return self._reader.schema
+        return plain_schema(self._reader.schema)
 
     @property
     def num_rows(self) -> None:
@@ -82,4 +91,4 @@ class StreamSource(Source):
                 return
             except pa.ArrowException as error:
                 raise SourceError(f"the input stream failed: {error}") from error
-            yield batch.select(list(columns))
+            yield plain_batch(batch.select(list(columns)))

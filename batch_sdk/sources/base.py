@@ -15,7 +15,8 @@ from batch_sdk.errors import SourceError
 from batch_sdk.flow import rebatch
 
 Kind = Literal["arrow", "polars"]
-_HASHED_ROWS = 65_536
+HASHED_ROWS = 65_536
+"""Rows that are hashed at a time."""
 
 
 def fingerprint_file(path: Path) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def fingerprint_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> d
     digest = _Digest()
     rows = 0
     with pa.ipc.new_stream(pa.PythonFile(digest, mode="w"), schema) as writer:
-        for batch in rebatch(batches, _HASHED_ROWS):
+        for batch in rebatch(batches, HASHED_ROWS):
             rows += batch.num_rows
             writer.write_batch(batch)
     return {"schema": schema.to_string(show_schema_metadata=False), "rows": rows, "hash": digest.hexdigest()}

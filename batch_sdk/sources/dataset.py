@@ -12,6 +12,7 @@ from pyarrow.fs import LocalFileSystem
 
 from batch_sdk.errors import SourceError
 from batch_sdk.sources.base import Source
+from batch_sdk.sources.views import plain_batch, plain_schema
 
 # Batches that are read before they are asked for, of one file.
 _AHEAD = 2
@@ -39,7 +40,7 @@ class DatasetSource(Source):
     @property
     def schema(self) -> pa.Schema:
         """The dataset's."""
-        return self._dataset.schema
+        return plain_schema(self._dataset.schema)
 
     @property
     def num_rows(self) -> None:
@@ -53,7 +54,7 @@ class DatasetSource(Source):
             # Else what is read ahead of a file stays in memory until its end.
             options["fragment_scan_options"] = ds.ParquetFragmentScanOptions(pre_buffer=False)
         try:
-            yield from self._dataset.scanner(columns=list(columns), **options).to_batches()
+            yield from map(plain_batch, self._dataset.scanner(columns=list(columns), **options).to_batches())
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"the dataset cannot be read: {error}") from error
 

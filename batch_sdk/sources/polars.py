@@ -9,9 +9,8 @@ import polars as pl
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
-from batch_sdk.sources.base import Kind, Source, fingerprint_table
-
-_HASHED_ROWS = 65_536
+from batch_sdk.frames import to_frame
+from batch_sdk.sources.base import HASHED_ROWS, Kind, Source, fingerprint_table
 
 
 def _to_batches(frame: pl.DataFrame) -> Iterator[pa.RecordBatch]:
@@ -37,8 +36,7 @@ class _PolarsSource(Source):
 
     def restore(self, table: pa.Table) -> pl.DataFrame:
         """Return a DataFrame whose passed-through columns have the input's own dtypes."""
-        frame = pl.from_arrow(table)
-        assert isinstance(frame, pl.DataFrame)
+        frame = to_frame(table)
         changed = {
             name: dtype
             for name, dtype in self._dtypes.items()
@@ -72,7 +70,7 @@ class FrameSource(_PolarsSource):
 
     def fingerprint(self) -> dict[str, Any]:
         """Hash the contents."""
-        return fingerprint_table(self.schema, self.batches(self.schema.names, _HASHED_ROWS))
+        return fingerprint_table(self.schema, self.batches(self.schema.names, HASHED_ROWS))
 
 
 class LazySource(_PolarsSource):

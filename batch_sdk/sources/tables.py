@@ -15,6 +15,7 @@ import pyarrow as pa
 from batch_sdk.errors import SourceError
 from batch_sdk.sources.base import Source
 from batch_sdk.sources.files import File
+from batch_sdk.sources.views import plain_array, plain_schema
 
 _WHOLE = re.compile(r"-?\d{1,18}")
 
@@ -41,7 +42,7 @@ class FileSource(Source):
                     "one of them",
                     "name the files by a glob below that folder",
                 )
-        self._schema = pa.schema([*self._stored, *self._partitions])
+        self._schema = plain_schema(pa.schema([*self._stored, *self._partitions]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: paths are absolute, for a process in another folder."""
@@ -105,7 +106,7 @@ class FileSource(Source):
     @staticmethod
     def _column(file: File, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
         if field.name not in file.partitions:
-            return batch.column(field.name)
+            return plain_array(batch.column(field.name))
         value = file.partitions[field.name]
         if value is None:
             return pa.nulls(batch.num_rows, field.type)

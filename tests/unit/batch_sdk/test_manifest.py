@@ -192,6 +192,9 @@ def test_tables_are_known_by_their_contents():
     same = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(0, 0), TABLE.slice(1)])
     assert open_source(same).fingerprint() == open_source(TABLE).fingerprint()
     assert open_source(TABLE.to_batches()[0]).fingerprint() == open_source(TABLE).fingerprint()
+    views = TABLE.set_column(0, "text", TABLE["text"].cast(pa.string_view()))
+    pieces = pa.concat_tables([views.slice(0, 1), views.slice(1)])
+    assert open_source(views).fingerprint() == open_source(pieces).fingerprint()
     for other in (
         TABLE.slice(1),
         TABLE.rename_columns(["text", "m"]),

@@ -18,7 +18,7 @@ import batch_sdk
 from batch_sdk import cli
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OutputError
-from batch_sdk.sinks import place
+from batch_sdk.sinks import parquet, place
 from batch_sdk.sources import open_source
 
 NAMES = ("o.arrow", "o.jsonl", "o.jsonl.gz", "o.jsonl.zst")
@@ -110,6 +110,7 @@ ODD = {
     "map": (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), ("jsonl",)),
     "duration": (pa.array([datetime.timedelta(1)]), ("jsonl",)),
     "interval": (pa.array([(1, 2, 3)], pa.month_day_nano_interval()), ("jsonl", "parquet")),
+    "zone": (pa.array([0], pa.timestamp("us", "+05:30")), ("jsonl",)),
     "dictionary inside": (
         pa.array([["a"]], pa.list_(pa.string())).cast(pa.list_(pa.dictionary(pa.int32(), pa.string()))),
         ("arrow",),
@@ -131,6 +132,46 @@ def test_types_a_format_lacks_are_found_before_the_engine_runs(jobs, tmp_path, m
             jobs.generate(table, output=output)
         assert jobs.engine.answered == 0
         jobs.generate(table, output=output, keep=["text"])
+
+
+def test_dates_that_json_cannot_hold_stop_it(jobs, tmp_path):
+    table = pa.table({"text": ["x"], "bad": pa.array([2**50], pa.int64()).view(pa.timestamp("s"))})
+    with pytest.raises(OutputError, match=r"JSON cannot hold .*keep"):
+        jobs.generate(table, output=tmp_path / "o.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nulls_in_slices_of_vectors(jobs, tmp_path):
+    table = jobs.embed(
+        pa.table({"text": [None if i % 7 == 3 else "t" for i in range(20)]}), details_prefix="e_"
+    )
+    jobs.generate(table, "{{ text or '' }}", output=tmp_path / "o.jsonl", batch_rows=8)
+    assert back(tmp_path / "o.jsonl")["embedding"].null_count == 3
+    frame = pl.from_arrow(table)
+    for piece in (frame, frame.lazy()):
+        out = jobs.generate(piece, "{{ text or '' }}", batch_rows=8, limit_rows=11)
+        assert out["embedding"].to_list() == table["embedding"].to_pylist()[:11]
+        assert out["embedding"].dtype == pl.Array(pl.Float32, 16)
+
+
+VIEWS = [f"{i} " + "x" * 500 for i in range(400)]
+
+
+@pytest.mark.parametrize("name", ["o.arrow", "o.parquet"])
+def test_views_are_written_row_by_row(jobs, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 300_000)
+    kinds = {"text": pa.string_view(), "in": pa.list_(pa.struct([("x", pa.binary_view())]))}
+    plain = pa.table({"text": VIEWS, "in": [[{"x": text.encode()}] for text in VIEWS]})
+    views = plain.cast(pa.schema(kinds)).combine_chunks()
+    for file, table in ((name, views), (f"plain-{name}", plain)):
+        jobs.generate(table, "{{ text }}", output=tmp_path / file, batch_rows=20)
+    assert (tmp_path / name).stat().st_size < 1.2 * (tmp_path / f"plain-{name}").stat().st_size
+    if name == "o.parquet":
+        groups = [pq.read_metadata(tmp_path / file).num_row_groups for file in (name, f"plain-{name}")]
+        assert groups[0] == groups[1]
+    want = jobs.generate(views, "{{ text }}")
+    assert back(tmp_path / name).to_pylist() == want.to_pylist()
+    assert want.select(views.schema.names).equals(views), "in memory the types are the input's own"
 
 
 def test_text_that_is_no_text_stops_a_json_output(jobs, tmp_path):
