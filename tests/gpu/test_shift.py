@@ -37,7 +37,7 @@ BF16 = {"dtype": "bfloat16"}
 TINY = Path(__file__).parents[2] / "examples" / "tiny_lm"
 AGAIN = {"again": True}  # weights are loaded again
 FP8 = {**BF16, "attention_backend": "fa3", "quantization": "fp8"}
-# Model (a family, or a folder), base tensor parallelism (None: without this plugin's flags), options.
+# Model (a family, or a folder), base tensor parallelism (None: SGLang's own), options.
 ENGINES = {
     "triton": ("llama", 1, {**HALF, **SHIFT, **AGAIN}),
     "triton-ulysses": ("llama", 1, HALF),
@@ -75,6 +75,8 @@ ENGINES = {
             "enable_mixed_chunk": False,
         },
     ),
+    "swiftkv-fp8": ("swiftkv-llama", 1, {**FP8, **SHIFT, "swiftkv_min_tokens": 40}),
+    "swiftkv-fp8-stock": ("swiftkv-llama", None, {**FP8, "swiftkv_min_tokens": 40}),
     "fp8": ("llama", 1, {**FP8, **SHIFT}),
     "fp8-stock": ("llama", None, FP8),
     "flashinfer": ("llama", 1, {**BF16, **SHIFT, "attention_backend": "flashinfer"}),
