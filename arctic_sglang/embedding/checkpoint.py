@@ -198,6 +198,16 @@ def read_pooling(folder: Path) -> PoolingSpec | None:
     )
 
 
+def encoder_positions(model: dict[str, Any]) -> int | None:
+    """Tokens that an encoder has positions for, whose table ends there; None for models that compute positions.
+
+    Args:
+        model: of config.json.
+    """
+    is_encoder = any(name.startswith(_ENCODERS) for name in model.get("architectures") or ())
+    return _positions(model) if is_encoder else None
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

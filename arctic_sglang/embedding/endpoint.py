@@ -6,12 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arctic_sglang.embedding import openai_api
 from arctic_sglang.embedding.front import EmbeddingFailedError
+from arctic_sglang.embedding.in_work import AbortedError, InWork
 from arctic_sglang.embedding.openai_api import EmbeddingCall
 from arctic_sglang.embedding.service import EmbeddingService
 from arctic_sglang.embedding.tokens import InputError
@@ -27,6 +30,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+# What was asked for while SGLang's own handler has the request: it passes on what it knows, which is not all.
+diverted_call: ContextVar[EmbeddingCall | None] = ContextVar("arctic_diverted_call", default=None)
+
 
 class EmbeddingsEndpoint:
     """Answers what the vectorised road can do, and hands everything else to `other` as it came.
@@ -36,7 +42,9 @@ class EmbeddingsEndpoint:
         other: SGLang's own handler of the same path: it has multimodal inputs, adapters, malformed requests.
         model: the name that answers carry where a request names none.
         truncate: cut what is too long even if the request does not ask for it.
-        diverted: says whether all requests go to `other` at this moment; None is never.
+        diverted: says whether all requests go to `other` at this moment; None is never. `other` finds what it has no
+            field for in `diverted_call`.
+        in_work: lists a request as long as it is worked on; None: nowhere.
         metrics: counts requests; None counts nothing.
     """
 
@@ -48,46 +56,62 @@ class EmbeddingsEndpoint:
         model: str,
         truncate: bool = False,
         diverted: Callable[[], bool] | None = None,
+        in_work: Callable[[EmbeddingCall], AbstractContextManager[InWork]] | None = None,
         metrics: RoadMetrics | None = None,
     ) -> None:
         self._service = service
         self._other = other
         self._model = model
         self._truncate = truncate
-        self._diverted = diverted
+        self._diverted = diverted or (lambda: False)
+        self._in_work = in_work or (lambda _: nullcontext(InWork()))
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        if (self._diverted is not None and self._diverted()) or not _is_json(scope):
+        if not _is_json(scope):
             await self._other(scope, receive, send)
             return
         start = time.perf_counter()
         body = await _body(receive)
         if body is None:
             return
-        rows = tokens = 0
+        outcome, rows, tokens = "refused", 0, 0
         try:
             call = openai_api.parse(body)
-            if call is None:
-                await self._other(scope, _again(body, receive), send)
+            if call is None or self._diverted():
+                await self._hand_on(call, scope, _again(body, receive), send)
                 return
-            found = await _unless_gone(self._embed(call), receive)
-            if found is None:
-                outcome = "gone"
-            else:
-                outcome, rows, tokens = "ok", len(found[1]), int(found[1].sum(dtype=np.int64))
-                pieces = openai_api.answer(found[0], tokens, call.model or self._model, base64=call.base64)
-                await _send_pieces(send, pieces)
+            with self._in_work(call) as work:
+                found = await work.result(
+                    self._embed(call), receive()
+                )  # after the body nothing comes but the end
+                if found is None:
+                    outcome = "gone"
+                else:
+                    outcome, rows, tokens = "ok", len(found[1]), int(found[1].sum(dtype=np.int64))
+                    pieces = openai_api.answer(
+                        found[0], tokens, call.model or self._model, base64=call.base64
+                    )
+                    await _send_pieces(send, pieces)
         except InputError as error:
-            outcome = "refused"
             await _send(send, 400, openai_api.error(str(error)))
+        except AbortedError as error:
+            outcome = "aborted"
+            await _send(send, error.status_code, openai_api.error(str(error), status=error.status_code))
         except EmbeddingFailedError as error:
             outcome = "failed"
             logger.error("arctic-sglang: /v1/embeddings: %s", error)
             await _send(send, 500, openai_api.error(f"The engine failed: {error}", status=500))
         if self._metrics is not None:
             self._metrics.observe(outcome, rows=rows, tokens=tokens, seconds=time.perf_counter() - start)
+
+    async def _hand_on(self, call: EmbeddingCall | None, scope: Scope, receive: Receive, send: Send) -> None:
+        token = diverted_call.set(call)
+        try:
+            await self._other(scope, receive, send)
+        finally:
+            diverted_call.reset(token)
 
     async def _embed(self, call: EmbeddingCall) -> tuple[np.ndarray, np.ndarray]:
         truncate = call.truncate or self._truncate
@@ -127,22 +151,6 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return receive_again
-
-
-async def _unless_gone(work: Awaitable[Any], receive: Receive) -> Any:
-    """What `work` gives; None, with the work cancelled, if the client goes away first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(receive())  # after the body nothing comes but the end
-    gone.add_done_callback(lambda _: task.cancel())
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if gone.done() and not gone.cancelled():
-            return None
-        task.cancel()
-        raise
-    finally:
-        gone.cancel()
 
 
 async def _send(send: Send, status: int, body: bytes) -> None:

@@ -21,7 +21,7 @@ class RoadMetrics:
         self._model = model
         self._requests = Counter(
             f"{_PREFIX}_requests_total",
-            "Requests to /v1/embeddings that took the vectorised road: ok, refused, failed, gone",
+            "Requests to /v1/embeddings that took the vectorised road: ok, refused, failed, gone, aborted",
             [*labels, "outcome"],
             registry=registry,
         )

@@ -25,6 +25,12 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "disaggregation_mode": (("null", None), "there is no decode to hand over to"),
     "enable_dp_attention": ((False,), "its ranks compute batches of their own"),
     "nnodes": ((1,), "the front door and its instances share one machine"),
+    "smg_grpc_mode": ((False,), "its server has no tokenizer manager, and so no front door"),
+    "grpc_mode": ((False,), "its server has no tokenizer manager, and so no front door"),
+    "max_queued_requests": (
+        (None,),
+        "the front door's queue has no end; a proxy in front can count requests",
+    ),
     "pickled": ((True,), "its messages are pickled; unset SGLANG_USE_PICKLE_IPC"),
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.routing import Route
 
 from arctic_sglang.compat import vendor
 from arctic_sglang.embedding.endpoint import App, EmbeddingsEndpoint, Receive, Scope, Send
-from arctic_sglang.embedding.manager import service_of
+from arctic_sglang.embedding.manager import called, service_of
 
 PATH = "/v1/embeddings"
 
@@ -34,6 +35,7 @@ def after_set_global_state(_result: None, state: Any) -> None:
         truncate=args.allow_auto_truncate,
         # SGLang's handler logs and traces; it takes the same road behind that, one row at a time.
         diverted=lambda: manager.request_logger.log_requests or manager.enable_trace,
+        in_work=partial(called, manager),
         metrics=metrics,
     )
     routes.insert(

@@ -43,6 +43,7 @@ LAYERS = {
     "arctic_sglang.embedding.kernels": 0,
     "arctic_sglang.embedding.lane": 0,
     "arctic_sglang.embedding.head": 0,
+    "arctic_sglang.embedding.in_work": 0,
     "arctic_sglang.embedding.model_config": 0,
     "arctic_sglang.embedding.pool": 0,
     "arctic_sglang.embedding.road": 0,

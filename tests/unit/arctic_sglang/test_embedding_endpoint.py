@@ -2,22 +2,26 @@
 
 import asyncio
 import base64
+from functools import partial
 from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import orjson
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse
 from starlette.routing import Match
+from transformers import BertConfig, LlamaConfig, XLMRobertaConfig
 
 from arctic_sglang.compat import vendor
+from arctic_sglang.embedding import manager as manager_module
 from arctic_sglang.embedding import openai_api, serving
+from arctic_sglang.embedding.checkpoint import DenseSpec, PoolingSpec
 from arctic_sglang.embedding.endpoint import EmbeddingsEndpoint
 from arctic_sglang.embedding.front import EmbeddingFailedError
-from arctic_sglang.embedding.manager import around_generate_request, service_of
+from arctic_sglang.embedding.manager import around_generate_request, called, service_of, takes
 from arctic_sglang.embedding.metrics import RoadMetrics
 from tests.unit.arctic_sglang.test_embedding_service import make
 from tests.unit.arctic_sglang.test_tokens import tiny
@@ -217,7 +221,15 @@ def manager_of(service, **flags) -> SimpleNamespace:
         is_pause=False,
         is_pause_cond=asyncio.Condition(),
         model_update_lock=SimpleNamespace(reader_lock=asyncio.Lock()),
-        model_config=SimpleNamespace(vocab_size=258, is_embedding_gemma=False),
+        model_config=SimpleNamespace(
+            vocab_size=258, is_embedding_gemma=False, is_matryoshka=True, matryoshka_dimensions=None, hidden_size=6,
+            model_path="m",
+        ),
+        rid_to_state={},
+        disaggregation_mode=None,
+        child_rid_to_logical_rid={},
+        enable_metrics=False,
+        _dispatch_to_scheduler=lambda message: None,
         tokenizer=tiny("<s> $A </s>"),
         served_model_name="served",
         enable_trace=False,
@@ -225,7 +237,7 @@ def manager_of(service, **flags) -> SimpleNamespace:
         server_args=SimpleNamespace(
             enable_metrics=False, allow_auto_truncate=False, _arctic=SimpleNamespace(pooling=None), **flags
         ),
-    )
+    )  # fmt: skip
 
 
 def test_the_route_is_ahead_of_sglangs_and_falls_back_to_it(sglang_app):
@@ -275,3 +287,197 @@ def test_a_manager_without_a_front_door_keeps_sglangs_route(sglang_app):
     before = list(sglang_app.router.routes)
     serving.after_set_global_state(None, SimpleNamespace(tokenizer_manager=SimpleNamespace()))
     assert sglang_app.router.routes == before
+
+
+def test_requests_that_are_logged_keep_what_sglangs_handler_has_no_field_for(monkeypatch):
+    """SGLang's handler reads them again, and drops `truncate` and `prompt_name`."""
+    app = FastAPI()
+    manager = manager_of(make(max_tokens=30))
+    manager.server_args._arctic.pooling = PoolingSpec("cls", True, prompts={"query": "query: "})
+    manager.request_logger.log_requests = True
+
+    @app.post("/v1/embeddings")
+    async def sglangs(body: dict, raw: Request):
+        extra = {} if raw.headers.get("x-routing") is None else {"routing_key": "k"}
+        asked = vendor.EmbeddingReqInput(text=body["input"], **extra)
+        try:
+            return await around_generate_request(None, manager, asked, raw).__anext__()
+        except ValueError as error:
+            return JSONResponse({"message": str(error)}, status_code=400)
+
+    monkeypatch.setattr(vendor, "app", app, raising=False)
+    serving.after_set_global_state(None, SimpleNamespace(tokenizer_manager=manager))
+
+    def ask(headers=None, **body):
+        async def post():
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+                return await client.post("/v1/embeddings", json=body, headers=headers)
+
+        answer = asyncio.run(post()).json()
+        return answer["meta_info"]["prompt_tokens"] if "meta_info" in answer else answer["message"]
+
+    assert ask(input="who") == 5
+    assert ask(input="who", prompt_name="query") == 12
+    assert "it has: 'query'" in ask(input="who", prompt_name="none such")
+    assert "the model takes 30" in ask(input="x" * 60)
+    assert ask(input="x" * 60, truncate=True) == 30
+    assert "routing key" in ask({"x-routing": "k"}, input="who", prompt_name="query")
+    assert ask(input="who") == 5
+
+
+class Slow:
+    """A manager whose instances never answer, and the road's two ways in."""
+
+    def __init__(self, monkeypatch):
+        self.manager = manager_of(make())
+        self.service = service_of(self.manager)
+        self.began = asyncio.Event()
+        monkeypatch.setattr(self.service, "_embed", self.forever)
+        self.sent = []
+
+    async def forever(self, rows, *, dimensions):
+        self.began.set()
+        await asyncio.Event().wait()
+
+    def post(self, input_="a"):
+        endpoint = EmbeddingsEndpoint(self.service, stock, model="m", in_work=partial(called, self.manager))
+        messages = [{"type": "http.request", "body": orjson.dumps({"input": input_}), "more_body": False}]
+
+        async def receive():
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        async def send(message):
+            self.sent.append(message)
+
+        scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+        return endpoint(scope, receive, send)
+
+    def generate(self, request=None, **fields):
+        asked = vendor.EmbeddingReqInput(**fields)
+        return anext(around_generate_request(None, self.manager, asked, request))
+
+    def abort(self, rid="", **options):
+        from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+        TokenizerManager.abort_request(self.manager, rid, **options)
+
+    async def start(self, work):
+        self.began.clear()
+        task = asyncio.ensure_future(work)
+        await self.began.wait()
+        return task
+
+
+def test_sglang_waits_for_requests_in_work_and_can_abort_them(monkeypatch):
+    """Its end, `/abort_request`, `pause_generation` and its dumps go by what `rid_to_state` lists."""
+
+    async def main():
+        slow = Slow(monkeypatch)
+        states = slow.manager.rid_to_state
+        posted = await slow.start(slow.post())
+        assert [state.obj.text for state in states.values()] == [["a"]]
+        named = await slow.start(slow.generate(text=["a", "b"], rid=["x", "y"]))
+        unnamed = await slow.start(slow.generate(text=["a", "b", "c"]))
+        assert len(states) == 4
+        assert not any(state.finished or state.abort_requested for state in states.values())
+        assert all(state.get_crash_dump_output() == {} for state in states.values())
+        with pytest.raises(ValueError, match="Duplicate request ID detected: y"):
+            await slow.generate(text="a", rid="y")
+        slow.abort("y")
+        with pytest.raises(ValueError, match="aborted"):
+            await named
+        assert len(states) == 2
+        assert not any(task.done() for task in (posted, unnamed))
+        slow.abort(abort_all=True)
+        with pytest.raises(ValueError, match="aborted"):
+            await unnamed
+        await posted
+        assert slow.sent[0]["status"] == 499
+        assert orjson.loads(slow.sent[1]["body"])["message"] == "the request was aborted"
+        assert states == {}
+        cancelled = await slow.start(slow.generate(text="a", rid="z"))
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        assert cancelled.cancelled()
+        assert states == {}
+
+    asyncio.run(main())
+
+
+def test_a_client_of_sglangs_routes_that_goes_away_ends_the_work(monkeypatch):
+    monkeypatch.setattr(manager_module, "_LOOK_SECONDS", 0.001)
+
+    class Raw:
+        looks = 0
+
+        async def is_disconnected(self):
+            self.looks += 1
+            return self.looks > 2
+
+    async def main():
+        slow, raw = Slow(monkeypatch), Raw()
+        with pytest.raises(ValueError, match="the client of request r is gone"):
+            await asyncio.wait_for(slow.generate(raw, text="a", rid="r"), 5)
+        assert raw.looks == 3
+        assert slow.manager.rid_to_state == {}
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+
+
+def test_what_the_road_does_not_do_is_left_to_sglang():
+    assert takes(vendor.EmbeddingReqInput(text="a", rid="x", dimensions=3))
+    assert not takes(vendor.EmbeddingReqInput(text="a", priority=3))
+    assert not takes(vendor.EmbeddingReqInput(text="a", lora_path="l"))
+
+
+@pytest.mark.parametrize("pooling", [None, PoolingSpec("mean", True), PoolingSpec("cls", True, 300)])
+@pytest.mark.parametrize(
+    ("config", "context", "window"),
+    [
+        (XLMRobertaConfig(max_position_embeddings=514, architectures=["XLMRobertaModel"]), 514, 512),
+        (BertConfig(max_position_embeddings=512, architectures=["BertModel"]), 1000, 512),
+        # A decoder computes its positions: what it was trained with is SGLang's to know.
+        (LlamaConfig(max_position_embeddings=512, architectures=["LlamaModel"]), 2048, 2048),
+    ],
+)
+def test_no_row_is_longer_than_a_position_table(pooling, config, context, window):
+    args = SimpleNamespace(
+        enable_fast_embedding=True, embedding_step_tokens=64, embedding_replicas=1,
+        _arctic=SimpleNamespace(pooling=pooling),
+    )  # fmt: skip
+    manager = SimpleNamespace(
+        server_args=args, context_len=context, model_config=SimpleNamespace(hf_config=config),
+        _dispatch_to_scheduler=None, _result_dispatcher=vendor.TypeBasedDispatcher([]),
+    )  # fmt: skip
+    manager_module.after_init(None, manager)
+    assert manager.arctic_front.max_tokens == (300 if pooling and pooling.max_input_tokens else window)
+
+
+def dense(width):
+    return PoolingSpec(
+        "mean", True, dense=(DenseSpec(6, 3, True, "Tanh", "w"), DenseSpec(3, width, True, "Tanh", "w"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("pooling", "changes", "good", "bad", "words"),
+    [
+        (None, {}, (1, 6), (0, 7), "vectors have 6, so 1 to 6 are wanted"),
+        (dense(4), {}, (1, 4), (0, 5), "vectors have 4, so 1 to 4 are wanted"),
+        (dense(9), {}, (7, 9), (10,), "vectors have 9"),
+        (PoolingSpec("cls", True, truncate_dim=3), {}, (3,), (4,), "truncate_dim cuts its vectors to 3"),
+        (None, {"matryoshka_dimensions": [2, 4]}, (2, 4), (3,), "config.json has 2, 4"),
+        (None, {"is_matryoshka": False}, (), (4,), "m does not support matryoshka"),
+    ],
+)
+def test_dimensions_are_those_that_the_model_gives(pooling, changes, good, bad, words):
+    manager = manager_of(make())
+    manager.server_args._arctic.pooling = pooling
+    vars(manager.model_config).update(changes)
+    check = service_of(manager)._check_dimensions
+    for number in good:
+        check(number)
+    for number in bad:
+        with pytest.raises(ValueError, match=words):
+            check(number)

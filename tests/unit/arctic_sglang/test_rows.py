@@ -148,3 +148,20 @@ def test_what_the_road_does_not_go_with():
     assert any("--dp-size 2" in text and "--embedding-replicas" in text for text in bad)
     assert any("SGLANG_USE_PICKLE_IPC" in text for text in bad)
     assert road.step_tokens(None) < road.step_tokens("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("smg_grpc_mode", True, "no front door"),
+        ("grpc_mode", True, "no front door"),
+        ("max_queued_requests", 4, "queue has no end"),
+    ],
+)
+def test_settings_that_would_do_nothing_here_are_refused(name, value, words):
+    refused = road.refusals(
+        {"smg_grpc_mode": False, "grpc_mode": False, "max_queued_requests": None, name: value}
+    )
+    assert len(refused) == 1
+    assert refused[0].startswith(f"--{name.replace('_', '-')} {value}: ")
+    assert words in refused[0]
