@@ -15,7 +15,7 @@ import pyarrow as pa
 from batch_sdk.chunks import Chunk
 from batch_sdk.duplicates import Duplicates
 from batch_sdk.engines.base import Engine, Request, Result
-from batch_sdk.errors import EngineError
+from batch_sdk.errors import EngineError, SourceError
 from batch_sdk.ordering import TableOrder
 
 MakeChunk = Callable[[int, pa.RecordBatch], Chunk]
@@ -34,11 +34,8 @@ def limit(batches: Iterable[pa.RecordBatch], rows: int | None) -> Iterator[pa.Re
             return
 
 
-def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of exactly `rows`, the last one shorter. Empty batches vanish.
-
-    Slices are views; only rows that come in smaller batches are copied together.
-    """
+def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[list[pa.RecordBatch]]:
+    """Yield the same rows as lists of pieces with exactly `rows` in each list, fewer in the last. Pieces are views."""
     held: list[pa.RecordBatch] = []
     held_rows = 0
     for batch in batches:
@@ -49,14 +46,30 @@ def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
             held.append(piece)
             held_rows += piece.num_rows
             if held_rows == rows:
-                yield _join(held)
+                yield held
                 held, held_rows = [], 0
     if held:
-        yield _join(held)
+        yield held
 
 
-def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows in batches of exactly `rows`, the last one shorter. Empty batches vanish.
+
+    Slices are views; only rows that come in smaller batches are copied together.
+
+    Raises:
+        SourceError: so many rows have more bytes than a column of 32-bit offsets can hold.
+    """
+    for pieces in regroup(batches, rows):
+        try:
+            joined = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"{rows:,} rows have more than 2 GiB in one column",
+                "fewer rows in a batch",
+                "pass a smaller batch_rows (--batch-rows)",
+            ) from error
+        yield joined
 
 
 class Flow:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
-from batch_sdk.flow import rebatch
+from batch_sdk.flow import regroup
 
 Kind = Literal["arrow", "polars"]
 HASHED_ROWS = 65_536
@@ -25,7 +25,9 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
         known = path.stat()
     except OSError as error:
         raise SourceError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    return {"path": str(path.resolve()), "size": known.st_size, "mtime_ns": known.st_mtime_ns}
+    # A file's name says its kind: where it is a link into a store, what is behind it often has none.
+    place = path.parent.resolve() / path.name
+    return {"path": str(place), "size": known.st_size, "mtime_ns": known.st_mtime_ns}
 
 
 def fingerprint_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
@@ -36,10 +38,24 @@ def fingerprint_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> d
     digest = _Digest()
     rows = 0
     with pa.ipc.new_stream(pa.PythonFile(digest, mode="w"), schema) as writer:
-        for batch in rebatch(batches, HASHED_ROWS):
-            rows += batch.num_rows
-            writer.write_batch(batch)
+        for pieces in regroup(batches, HASHED_ROWS):
+            for batch in _joined(pieces, HASHED_ROWS):
+                rows += batch.num_rows
+                writer.write_batch(batch)
     return {"schema": schema.to_string(show_schema_metadata=False), "rows": rows, "hash": digest.hexdigest()}
+
+
+def _joined(pieces: list[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows as one batch, or as halves, where a column of one batch would be too large."""
+    try:
+        # Also of a single piece: a slice is written with bits of its neighbours.
+        joined = pa.concat_batches(pieces)
+    except pa.ArrowInvalid:
+        half = -(-rows // 2)
+        for fewer in regroup(pieces, half):
+            yield from _joined(fewer, half)
+    else:
+        yield joined
 
 
 class _Digest(io.RawIOBase):

@@ -8,14 +8,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
 from batch_sdk.errors import SourceError
-from batch_sdk.folder import is_unfinished
+from batch_sdk.folder import MANIFEST, is_unfinished
 from batch_sdk.kinds import KNOWN, Format, format_of
 from batch_sdk.remote import file_system, is_url, plain, remote_errors
 
@@ -116,16 +116,44 @@ def _find(text: str) -> list[File]:
     if os.path.isfile(text):
         return [_file(text, "")]
     if os.path.isdir(text):
-        if is_unfinished(Path(text)):
-            raise SourceError(
-                f"{text!r} is the output of a job that has not finished",
-                "a finished one",
-                "resume it first, or name its files (a glob) to read those that are there",
-            )
-        inner = sorted(path for path in Path(text).rglob("*") if path.is_file())
+        inner = sorted(map(Path, _inside(text)))
+        _refuse_unfinished(text, inner)
         return _of_directory(text, [str(path) for path in inner])
     found = sorted(Path(name) for name in glob.glob(text, recursive=True) if os.path.isfile(name))
     return _of_glob(text, [str(path) for path in found])
+
+
+def _inside(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield all files below a folder, also those behind links, but for links to a folder that they are in."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError as error:
+        raise SourceError(f"{folder!r} cannot be read: {error.strerror}") from error
+    for entry in found:
+        if entry.is_dir():
+            yield from _inside(entry.path, (*above, real))
+        elif entry.is_file():
+            yield entry.path
+
+
+def _refuse_unfinished(folder: str, paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.name == MANIFEST and not _kept_aside(path.parent, folder) and is_unfinished(path.parent):
+            raise SourceError(
+                f"{str(path.parent)!r} is the output of a job that has not finished",
+                "a finished one",
+                "resume it first, or name its files (a glob) to read those that are there",
+            )
+
+
+def _kept_aside(path: PurePath, folder: str) -> bool:
+    """Whether this is somebody's bookkeeping below a folder."""
+    inner = path.parts[len(PurePosixPath(folder).parts) :]
+    return any(part.startswith(("_", ".")) for part in inner)
 
 
 def _find_remote(url: str) -> list[File]:
@@ -145,11 +173,9 @@ def _sorted(names: Sequence[str]) -> list[str]:
 
 
 def _of_directory(folder: str, names: Sequence[str], system: Any = None) -> list[File]:
-    base = len(PurePosixPath(folder).parts)
     files = []
     for name in names:
-        inner = PurePosixPath(name).parts[base:]
-        if not any(part.startswith(("_", ".")) for part in inner) and format_of(name) is not None:
+        if not _kept_aside(PurePosixPath(name), folder) and format_of(name) is not None:
             files.append(_file(name, folder, system, name))
     if not files:
         raise SourceError(f"no table in directory {folder!r}", f"files that end in {KNOWN}")

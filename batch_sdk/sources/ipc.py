@@ -39,9 +39,7 @@ class ArrowSource(FileSource):
         schema: pa.Schema | None = None
         for file in self._files:
             with _open(file) as reader:
-                if schema is None:
-                    schema = reader.schema
-                check_same(file, reader.schema, self._files[0], schema)
+                schema = check_same(file, reader.schema, self._files[0], schema or reader.schema)
                 counts.append(
                     reader.count_rows() if isinstance(reader, pa.ipc.RecordBatchFileReader) else None
                 )

@@ -22,9 +22,7 @@ class ParquetSource(FileSource):
         schema: pa.Schema | None = None
         for file in self._files:
             with file.open() as stream, pq.ParquetFile(stream) as opened:
-                if schema is None:
-                    schema = opened.schema_arrow
-                check_same(file, opened.schema_arrow, self._files[0], schema)
+                schema = check_same(file, opened.schema_arrow, self._files[0], schema or opened.schema_arrow)
                 self._rows.append(opened.metadata.num_rows)
         assert schema is not None
         return schema

@@ -113,20 +113,33 @@ class FileSource(Source):
         return pa.repeat(pa.scalar(int(value) if field.type == pa.int64() else value), batch.num_rows)
 
 
-def check_same(file: File, schema: pa.Schema, first: File, wanted: pa.Schema) -> None:
-    """Raise `SourceError` unless a file has the columns and types of the first file, in any order."""
-    here, there = set(schema.names), set(wanted.names)
-    if here != there:
-        wrong = sorted(here ^ there)[0]
+def check_same(file: File, schema: pa.Schema, first: File, wanted: pa.Schema) -> pa.Schema:
+    """Return the schema of both: a column may have nulls if it may in one of them.
+
+    Args:
+        file: one of the source's files.
+        schema: its schema.
+        first: the first file.
+        wanted: the schema of the files before.
+
+    Raises:
+        SourceError: the file has not the columns and types of the first file, in any order.
+    """
+    names, there = set(schema.names), set(wanted.names)
+    if names != there:
+        wrong = sorted(names ^ there)[0]
         raise SourceError(
-            f"{file.name!r} {'has' if wrong in here else 'lacks'} column {wrong!r}",
+            f"{file.name!r} {'has' if wrong in names else 'lacks'} column {wrong!r}",
             f"the columns of {first.name!r}",
         )
+    fields = []
     for field in wanted:
         # By index: field(name) is None where two columns share the name, which is refused later.
-        kind = schema.field(schema.names.index(field.name)).type
-        if kind != field.type:
+        here = schema.field(schema.names.index(field.name))
+        if here.type != field.type:
             raise SourceError(
-                f"column {field.name!r} of {file.name!r} has type {kind}",
+                f"column {field.name!r} of {file.name!r} has type {here.type}",
                 f"{field.type}, as in {first.name!r}",
             )
+        fields.append(field.with_nullable(field.nullable or here.nullable))
+    return pa.schema(fields, wanted.metadata)

@@ -311,3 +311,73 @@ def test_a_failing_lazy_frame_is_a_source_error(jobs, tmp_path):
         jobs.generate(lazy)
     with pytest.raises(SourceError, match="cannot be resolved"):
         jobs.generate(pl.scan_parquet(tmp_path / "x.parquet").select("nope"))
+
+
+def test_links_are_followed_in_directories_as_in_globs(jobs, tmp_path):
+    write(tmp_path / "d" / "a" / "1.parquet", range(3))
+    write(tmp_path / "e" / "2.parquet", range(3, 5))
+    (tmp_path / "d" / "b").symlink_to("../e")
+    (tmp_path / "d" / "c.parquet").symlink_to("../e/2.parquet")
+    wanted = [0, 1, 2, 3, 4, 3, 4]
+    for spec in (tmp_path / "d", f"{tmp_path}/d/**/*.parquet"):
+        assert jobs.generate(spec)["id"].to_pylist() == wanted
+    (tmp_path / "e" / "round").symlink_to(tmp_path / "d")
+    (tmp_path / "d" / "itself").symlink_to(tmp_path / "d")
+    assert jobs.generate(tmp_path / "d")["id"].to_pylist() == wanted
+
+
+def test_unfinished_outputs_are_no_input_by_their_parents_either(jobs, files, tmp_path):
+    dying = {"options": {"die_after_requests": 2}, "batch_rows": 1, "window_rows": 1}
+    with pytest.raises(EngineError):
+        jobs.generate(files, output=tmp_path / "p" / "deep" / "job", **dying)
+    write(tmp_path / "p" / "other" / "1.parquet", range(3))
+    for spec in ("p", "p/deep", "p/deep/job"):
+        with pytest.raises(SourceError, match=r"p/deep/job' is the output of a job that has not finished"):
+            jobs.generate(tmp_path / spec, response_column="r", details_prefix="q_")
+    (tmp_path / "p" / "deep").rename(tmp_path / "p" / "_deep")
+    assert jobs.generate(tmp_path / "p").num_rows == 3
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_may_have_nulls_if_it_may_in_any_file(jobs, tmp_path, kind):
+    required = pa.schema([pa.field("id", pa.int64(), nullable=False), ("text", pa.string())])
+    tables = [
+        pa.table({"id": [1], "text": ["a"]}, schema=required),
+        pa.table({"id": pa.array([None], pa.int64()), "text": ["b"]}),
+        pa.table(
+            {"text": ["c"], "id": [3]}, schema=pa.schema([required.field("text"), required.field("id")])
+        ),
+    ]
+    for index, table in enumerate(tables):
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / f"{index}.parquet")
+        else:
+            with pa.ipc.new_file(tmp_path / f"{index}.arrow", table.schema) as writer:
+                writer.write_table(table)
+    out = jobs.generate(tmp_path)
+    assert out["id"].to_pylist() == [1, None, 3]
+    assert out.schema.field("id").nullable
+    assert not jobs.generate(tmp_path / f"0.{kind}").schema.field("id").nullable
+    for output in ("o.parquet", "o", "o.arrow"):
+        jobs.generate(tmp_path, output=tmp_path / "_out" / output)
+        assert [row["id"] for row in jobs.generate(tmp_path / "_out" / output, keep=["id"]).to_pylist()] == [
+            1,
+            None,
+            3,
+        ]
+
+
+def test_links_into_a_store_are_found_again(jobs, tmp_path):
+    """As in the Hugging Face cache: the name with the ending is a link, what it points to has none."""
+    store = write(tmp_path / "blobs" / "0123", range(6))
+    (tmp_path / "x.parquet").symlink_to(store)
+    with pytest.raises(EngineError):
+        jobs.generate(
+            tmp_path / "x.parquet",
+            output=tmp_path / "job",
+            options={"die_after_requests": 2},
+            batch_rows=1,
+            window_rows=1,
+        )
+    batch_sdk.resume(tmp_path / "job", model=jobs.start("generate"), progress=False)
+    assert pq.read_table(tmp_path / "job")["id"].to_pylist() == list(range(6))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import batch_sdk
 from batch_sdk.engines.dummy import DummyEngine
+from batch_sdk.errors import SourceError
 from batch_sdk.flow import limit, rebatch
 
 
@@ -151,3 +152,13 @@ class CountingSource:
 
     def __arrow_c_stream__(self, requested_schema=None):
         return self._reader.__arrow_c_stream__(requested_schema)
+
+
+def test_a_batch_of_more_than_2_gib_says_what_to_do(jobs, tmp_path):
+    chunk = pa.array(["x" * 600_000] * 16)
+    table = pa.table(
+        {"text": pa.chunked_array([pa.array(["t"] * 4096)]), "long": pa.chunked_array([chunk] * 256)}
+    )
+    with pytest.raises(SourceError, match=r"4,096 rows have more than 2 GiB.*smaller batch_rows"):
+        jobs.embed(table, output=lambda batch: None)
+    assert jobs.embed(table, output=lambda batch: None, batch_rows=64, limit_rows=256).rows == 256

@@ -13,7 +13,7 @@ from batch_sdk.errors import OutputError
 from batch_sdk.job import EmbedJob, GenerateJob
 from batch_sdk.manifest import Manifest, Part, describe_job, describe_schema, differences
 from batch_sdk.sampling import SamplingParams
-from batch_sdk.sources import open_source
+from batch_sdk.sources import base, open_source
 
 TABLE = pa.table({"text": ["a", "ü", None], "n": [1, 2, 3]})
 
@@ -261,3 +261,29 @@ def test_skipped_files_and_row_groups_are_not_read(tmp_path):
         path.write_bytes(bytes(data))
     (batch,) = source.batches_from(["text"], 100, 55)
     assert [text.split()[0] for text in batch.column(0).to_pylist()] == ["55", "56", "57", "58", "59"]
+
+
+def test_a_fingerprint_does_not_depend_on_the_cut(monkeypatch):
+    monkeypatch.setattr(base, "HASHED_ROWS", 4)
+    table = pa.concat_tables([TABLE] * 7)
+    for cut in (
+        table.combine_chunks(),
+        pa.concat_tables([table.slice(0, 5), table.slice(5)]).combine_chunks(),
+    ):
+        assert open_source(cut).fingerprint() == open_source(table).fingerprint()
+
+
+def test_a_fingerprint_of_more_than_a_batch_can_hold(monkeypatch):
+    concat = pa.concat_batches
+
+    def small(pieces):
+        if sum(piece.num_rows for piece in pieces) > 2:
+            raise pa.ArrowInvalid("offset overflow")
+        return concat(pieces)
+
+    monkeypatch.setattr(pa, "concat_batches", small)
+    table = pa.concat_tables([TABLE] * 3)
+    found = open_source(table).fingerprint()
+    assert found["rows"] == 9
+    assert open_source(table.combine_chunks()).fingerprint() == found
+    assert open_source(table.slice(1)).fingerprint() != found
