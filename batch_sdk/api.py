@@ -115,7 +115,7 @@ def generate(
             cache serves them; give it a large `window_rows`, of which a quarter is at the engine. The output's
             order stays the table's.
         dedupe: compute rows with the same prompt and sampling once, as long as they are within the window or among
-            the last 10,000 different ones. With a temperature they get the same sample.
+            the last 10,000 different ones (fewer if answers are long). With a temperature they get the same sample.
         keep: input columns to pass through; None is all, [] is none.
         response_column: name of the response column.
         details_prefix: put before the names of the other new columns.

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from batch_sdk.engines.base import GenerateRequest, GenerateResult, Request, Result
 
 _REMEMBERED = 10_000
+_REMEMBERED_BYTES = 64 << 20
+_NUMBER_BYTES = 32  # a float or an int of a list, and its place there
 
 
 class Duplicates:
     """Holds back rows whose prompt and sampling are those of a row that is at work or was lately done.
 
     Nothing is computed for them; the other row's answer, token counts and error are theirs too. Answers of the
-    last 10,000 different rows are remembered, errors are not.
+    last 10,000 different rows are remembered, of fewer where they are longer than 64 MiB together; errors are not.
     """
 
     def __init__(self) -> None:
@@ -23,6 +27,7 @@ class Duplicates:
         self._keys: dict[int, bytes] = {}
         self._followers: dict[int, list[int]] = {}
         self._done: OrderedDict[bytes, GenerateResult] = OrderedDict()
+        self._done_bytes = 0
         self._answers: list[GenerateResult] = []
 
     def first_of(self, requests: Sequence[Request]) -> list[Request]:
@@ -61,5 +66,20 @@ class Duplicates:
                 yield result._replace(position=position)
             if result.error is None:
                 self._done[key] = result
-            if len(self._done) > _REMEMBERED:
-                self._done.popitem(last=False)
+                self._done_bytes += _size(result)
+            while len(self._done) > _REMEMBERED or self._done_bytes > _REMEMBERED_BYTES:
+                _, oldest = self._done.popitem(last=False)
+                self._done_bytes -= _size(oldest)
+
+
+def _size(result: GenerateResult) -> int:
+    """Return about how many bytes an answer takes."""
+    return sum(_bytes(part) for part in (result.text, result.logprobs, result.token_ids))
+
+
+def _bytes(value: Any) -> int:
+    if not isinstance(value, list):
+        return sys.getsizeof(value)
+    # Samples; or numbers, all of one size.
+    nested = bool(value) and isinstance(value[0], list | str)
+    return sum(map(_bytes, value)) if nested else _NUMBER_BYTES * len(value)

@@ -118,9 +118,7 @@ def estimate(
     task: Task = "embed" if "column" in options else "generate"
     options |= {"progress": False, "return_summary": True}
     rows, sample = _sample(open_source(data), sample_rows)
-    _run(
-        task, sample.slice(0, 0), _stand_in(model, task), options
-    )  # checks the options; no engine starts yet
+    _check(task, sample.slice(0, 0), model, options)
     if not rows:
         return Estimate(0, 0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, _memory(), 0.0)
     first = max(1, len(sample) // _FIRST_SHARE)
@@ -132,17 +130,22 @@ def estimate(
             worker = create_engine(engine, model=model, task=task, options=engine_options)
             stack.enter_context(worker)
         ready = time.monotonic()
-        parts = [_run(task, part, worker, options) for part in (sample.slice(0, first), sample.slice(first))]
+        pieces = [piece for piece in (sample.slice(0, first), sample.slice(first)) if len(piece)]
+        parts = [_run(task, piece, worker, options) for piece in pieces]
     found = _scaled(rows, sample, parts, options.get("details_prefix", ""))
     return found if worker is model else replace(found, engine_start_seconds=ready - started)
 
 
-def _stand_in(model: str | Engine, task: Task) -> Engine:
+def _check(task: Task, nothing: pa.Table, model: str | Engine, options: dict[str, Any]) -> None:
+    """Run no row on an engine that can do anything: what only the model knows is left to it."""
+    able: dict[str, Any] = {"max_input_tokens": sys.maxsize}
+    dimensions = options.get("dimensions")
+    if type(dimensions) is int and dimensions > 0:
+        able["embedding_size"] = dimensions
     name = model.model if isinstance(model, Engine) else model
-    options = {"max_input_tokens": sys.maxsize}  # so that on_too_long has something to go by
-    engine = create_engine("dummy", model=name, task=task, options=options)
+    engine = create_engine("dummy", model=name, task=task, options=able)
     engine.start()
-    return engine
+    _run(task, nothing, engine, {name: value for name, value in options.items() if name != "prompt_name"})
 
 
 def _run(task: Task, table: pa.Table, engine: Engine, options: dict[str, Any]) -> BatchResult:
@@ -182,7 +185,7 @@ def _generator(source: Source, start: int, columns: Sequence[str]) -> Generator[
 
 
 def _scaled(rows: int, sample: pa.Table, parts: list[BatchResult], prefix: str) -> Estimate:
-    first, second = (part.summary for part in parts)
+    first, second = parts[0].summary, parts[-1].summary  # the same if the sample is of one row
     answers = pa.concat_tables([part.table for part in parts])
     scale = rows / len(sample)
     each = _seconds_per_row(first, second)
@@ -198,7 +201,7 @@ def _scaled(rows: int, sample: pa.Table, parts: list[BatchResult], prefix: str) 
         prompt_tokens_margin=prompt_margin,
         completion_tokens=completion,
         completion_tokens_margin=completion_margin,
-        error_rows=round(scale * (first.error_rows + second.error_rows)),
+        error_rows=round(scale * sum(part.summary.error_rows for part in parts)),
         output_bytes=round(scale * answers.nbytes),
         memory_bytes=_memory(),
         engine_start_seconds=0.0,

@@ -4,7 +4,8 @@ A template is compiled once. What it reads is known from its syntax tree, so tha
 before any engine starts, and so that only the needed columns are read at all.
 
 A null behaves like an undefined value: `{% if x %}`, `{{ x or '' }}`, `{{ x | default('') }}` and `x is none`
-work, while printing it, or passing it to a filter, is a null input. No prompt ever says "None" by accident.
+work, while printing it, or passing it to a filter, is a null input, wherever in a column's lists and structs it is;
+`tojson` alone writes it, as null. No prompt ever says "None" by accident.
 """
 
 from __future__ import annotations
@@ -42,12 +43,22 @@ class NullInputError(jinja2.UndefinedError):
 
 class NullValue(jinja2.StrictUndefined):
     """Stands for a null: false, equal to none, missing for `default`, and an error wherever a value is
-    needed."""
+    needed.
+
+    Args:
+        column: that is null.
+        inside: whether the null is in one of its lists or structs.
+    """
 
     __slots__ = ()
 
-    def __init__(self, column: str) -> None:
-        super().__init__(hint=f"column {column!r} is null", name=column, exc=NullInputError)
+    def __init__(self, column: str, inside: bool = False) -> None:
+        hint = f"column {column!r} has a null inside" if inside else f"column {column!r} is null"
+        super().__init__(hint=hint, name=column, exc=NullInputError)
+
+    def __repr__(self) -> str:
+        # Printing a list or a struct prints what is in it like this.
+        self._fail_with_undefined_error()
 
     def __bool__(self) -> bool:
         return False
@@ -76,11 +87,30 @@ class BytesValue(bytes):
         return str(self)
 
 
+def _value(value: Any, column: str, inside: bool = False) -> Any:
+    """Return what a template gets for a column's value: in lists and structs, too, no null and no plain bytes."""
+    if value is None:
+        return NullValue(column, inside)
+    kind = type(value)
+    if kind is bytes:
+        return BytesValue(value)
+    if kind is dict:
+        return {name: _value(item, column, inside=True) for name, item in value.items()}
+    if kind is list or kind is tuple:  # a map is a list of tuples
+        return kind([_value(item, column, inside=True) for item in value])
+    return value
+
+
 def _refuse_none(value: Any) -> Any:
-    """Printing hook: a null inside a list or a struct is as much a null as a null column. Bytes are no text."""
+    """Printing hook: what a template makes of values may be none, or bytes, too."""
     if value is None:
         raise NullInputError("the template prints a null")
     return str(BytesValue(value)) if isinstance(value, bytes) else value
+
+
+def _as_json(value: Any) -> None:
+    if not isinstance(value, NullValue):
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _is_none(value: Any) -> bool:
@@ -93,6 +123,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     env.globals = {name: env.globals[name] for name in _GLOBALS}
     env.tests["none"] = _is_none
+    env.policies["json.dumps_kwargs"] = {**env.policies["json.dumps_kwargs"], "default": _as_json}
     return env
 
 
@@ -241,14 +272,15 @@ class RowTemplates:
             row: the values of `self.columns`; nulls as None. Changed in place.
         """
         for name, value in row.items():
-            if value is None:
-                row[name] = NullValue(name)
-            elif type(value) is bytes:
-                row[name] = BytesValue(value)
+            if type(value) is not str:
+                row[name] = _value(value, name)
         if self._with_row:
             row[_ROW] = dict(row)
         try:
-            return [template.render(row) for template in self._templates]
+            texts = [template.render(row) for template in self._templates]
+            for text in texts:
+                text.encode("utf-8")  # half of a surrogate pair would stop the tokenizer, for all rows
+            return texts
         except NullInputError as error:
             return RowError(RowErrorKind.NULL_INPUT, str(error))
         except _RENDER_ERRORS as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -19,11 +20,9 @@ from batch_sdk.schema_types import typed_schema
 
 _RAW_CHARS = 500
 _REASON_CHARS = 300
-# What a model's own validators can raise on a row; pydantic's ValidationError is a ValueError.
-_VALIDATION_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 Read = Callable[[str], Any]
-"""Turns a response into its value, or raises one of `_VALIDATION_ERRORS`."""
+"""Turns a response into its value, or raises; a pydantic model's own validators raise anything."""
 
 
 class Constraint(NamedTuple):
@@ -44,7 +43,7 @@ class Constraint(NamedTuple):
         assert self.read is not None
         try:
             return self.read(text)
-        except _VALIDATION_ERRORS as error:
+        except Exception as error:  # noqa: BLE001  # the boundary to the validators of a user's model
             cut = "max_new_tokens cut the response: " if finish_reason == "length" else ""
             reason = _shorten(_reason(error), _REASON_CHARS)
             return RowError(
@@ -175,9 +174,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"no valid JSON: {error}"
     # pydantic's own text has a line a problem and links; the first problem is what people need.
-    problems = getattr(error, "errors", None)
-    if callable(problems):
-        found = problems(include_url=False, include_context=False, include_input=False)
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is not None and isinstance(error, pydantic.ValidationError):
+        found = error.errors(include_url=False, include_context=False, include_input=False)
         path = ".".join(str(part) for part in found[0]["loc"])
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         return f"{path + ': ' if path else ''}{found[0]['msg']}{more}"

@@ -85,7 +85,7 @@ def run_openai_batch(
         data: path, URL, glob or directory of JSONL files, or a list of these.
         output: path or URL that ends in .jsonl, .jsonl.gz or .jsonl.zst.
         model: path or hub name; or a started `Engine`. Generates or embeds as the first good line asks.
-        engine: "sglang" or "dummy".
+        engine: "sglang", "http" or "dummy".
         engine_options: the engine's own options.
         default_max_tokens: tokens of an answer to a chat that sets no limit.
         window_rows: how far the engine's newest line may run ahead of the oldest unfinished one.

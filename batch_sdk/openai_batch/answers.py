@@ -11,7 +11,7 @@ from batch_sdk.engines.base import EmbedResult, GenerateResult
 from batch_sdk.errors import RowError, RowErrorKind
 from batch_sdk.openai_batch.requests import CHAT, Call, Refusal
 
-_SERVER_ERRORS = (RowErrorKind.ABORTED,)
+_SERVER_ERRORS = (RowErrorKind.ABORTED, RowErrorKind.SERVER_ERROR, RowErrorKind.ENGINE_DIED)
 
 
 class Answers:
@@ -59,7 +59,7 @@ class Answers:
 
     def embedded(self, number: int, call: Call, result: EmbedResult) -> str:
         """Return the line for vectors; none of them has an error."""
-        tokens = int(result.prompt_tokens.sum())
+        tokens = prompt_tokens(result)
         data = [
             {"object": "embedding", "index": index, "embedding": vector.tolist()}
             for index, vector in enumerate(result.vectors)
@@ -71,6 +71,11 @@ class Answers:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
         return _line(number, call.custom_id, 200, body, None)
+
+
+def prompt_tokens(result: EmbedResult) -> int:
+    """Return the tokens of all texts of a request, whether the engine counts them one by one or together."""
+    return int(result.prompt_tokens.clip(0).sum()) + result.uncounted_tokens
 
 
 def _key(number: int, custom_id: str) -> str:

@@ -21,7 +21,7 @@ from batch_sdk.engines.base import (
 from batch_sdk.errors import EngineError, RowError, RowErrorKind
 from batch_sdk.flow import MakeChunk
 from batch_sdk.job import Job
-from batch_sdk.openai_batch.answers import Answers
+from batch_sdk.openai_batch.answers import Answers, prompt_tokens
 from batch_sdk.openai_batch.requests import TASKS, Call, Refusal, parse
 from batch_sdk.plan import Plan
 
@@ -133,7 +133,7 @@ class BatchFileChunk(Chunk):
             self._tally.fail(error)
         elif isinstance(result, EmbedResult):
             self._output[row] = self._answers.embedded(number, call, result)
-            self._count(int(result.prompt_tokens.sum()), 0)
+            self._count(prompt_tokens(result), 0)
         else:
             self._output[row] = self._answers.generated(number, call, result)
             self._count(result.prompt_tokens or 0, result.completion_tokens or 0)

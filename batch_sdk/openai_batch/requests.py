@@ -148,6 +148,10 @@ def _refuse_rest(fields: dict[str, Any], url: str) -> None:
 
 def _sampling(fields: dict[str, Any], url: str, default_max_tokens: int) -> dict[str, Any]:
     options = {ours: fields.pop(name) for name, ours in _SAMPLING.items() if name in fields}
+    stops = options.get("stop")
+    for stop in stops if isinstance(stops, list) else [stops]:
+        if isinstance(stop, str):
+            _unicode(stop, "stop")
     limits = [fields.pop(name) for name in _LENGTHS[url] if name in fields]
     if len(limits) > 1:
         raise _Bad("max_tokens together with max_completion_tokens, wanted one of them", "max_tokens")

@@ -1,6 +1,7 @@
 """Estimates from samples, with the dummy engine."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import batch_sdk
+from arctic_sglang.embedding.checkpoint import PoolingSpec
 from batch_sdk import cli
+from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import ColumnError, EngineError, OptionError, SourceError
 
 GENERATE = {"prompt": "{{ text }}", "chat": False, "model": "m", "engine": "dummy", "max_new_tokens": 8}
@@ -61,6 +64,35 @@ def test_time_grows_with_the_rows():
     assert 0.9 * 2 < small.seconds < 4
     assert large.seconds == pytest.approx(10 * small.seconds, rel=0.3)
     assert large.rows_per_second == pytest.approx(500, rel=0.3)
+
+
+def test_one_row_takes_its_time():
+    found = batch_sdk.estimate(table(1), **GENERATE, engine_options={"delay_seconds": 0.05})
+    assert 0.05 <= found.seconds < 1
+    assert found.rows_per_second == pytest.approx(1 / found.seconds)
+    failed = batch_sdk.estimate(table(1), **GENERATE, engine_options={"fail_on": "w"})
+    assert failed.error_rows == 1
+
+
+def test_what_only_the_model_knows_is_left_to_it():
+    vectors = {"column": "text", "model": "m", "engine": "dummy"}
+    found = batch_sdk.estimate(table(20), dimensions=64, engine_options={"embedding_size": 128}, **vectors)
+    assert found.rows == 20
+    with pytest.raises(OptionError, match="dimensions=64, but the vectors of the model 'm' have 32"):
+        batch_sdk.estimate(table(20), dimensions=64, engine_options={"embedding_size": 32}, **vectors)
+    with pytest.raises(OptionError, match="dimensions=0"):
+        batch_sdk.estimate(table(20), dimensions=0, **vectors)
+    with pytest.raises(OptionError, match="engine knows no prompts"):  # the real one's word
+        batch_sdk.estimate(table(20), prompt_name="query", **vectors)
+
+    class Prompted(DummyEngine):
+        @property
+        def info(self):
+            return replace(super().info, checkpoint=PoolingSpec("mean", True, prompts={"query": "find: "}))
+
+    with Prompted(model="m", task="embed", options={}) as engine:
+        found = batch_sdk.estimate(table(20), column="text", model=engine, prompt_name="query")
+    assert found.prompt_tokens == words_of(table(20)) + 20
 
 
 def test_embeddings_and_errors(tmp_path):

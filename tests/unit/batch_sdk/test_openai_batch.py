@@ -11,7 +11,10 @@ import pytest
 import batch_sdk
 from batch_sdk import cli
 from batch_sdk.engines.dummy import DummyEngine
-from batch_sdk.errors import EngineError, OptionError, OutputError, SourceError
+from batch_sdk.errors import EngineError, OptionError, OutputError, RowError, RowErrorKind, SourceError
+from batch_sdk.openai_batch.answers import Answers
+from batch_sdk.openai_batch.requests import parse
+from tests.unit.batch_sdk.stub_server import running_stubs
 
 USER = [{"role": "user", "content": "Grüß Gott 🎌"}]
 
@@ -157,6 +160,8 @@ POISON = {
     chat("x", max_tokens="many"): ("x", "max_new_tokens='many'"),
     chat("x", temperature=-1): ("x", "temperature=-1"),
     chat("x", stop=[""]): ("x", "stop"),
+    chat("x", stop="\ud800").replace("\ud800", "\\ud800"): ("x", "stop has half of a surrogate pair"),
+    text("x", stop=["a", "\ud800"]).replace("\ud800", "\\ud800"): ("x", "stop has half of a surrogate pair"),
     text("x", prompt=["a", "b"]): ("x", "several prompts"),
     text("x", prompt=[1, 2]): ("x", "token ids"),
     text("x", max_completion_tokens=3): ("x", "max_completion_tokens"),
@@ -182,6 +187,33 @@ def test_a_poison_line_fails_alone(answers, bad):
     assert got["response"]["status_code"] == 400
     assert got["response"]["body"]["error"]["message"] == got["error"]["message"]
     assert answers.summary.errors == {"rejected": 1}
+
+
+def test_what_the_engine_gave_up_has_status_500():
+    made, call = Answers("m"), parse(chat("x").encode(), 5)
+    codes = {
+        kind: json.loads(made.failed(1, call, RowError(kind, "no")))["response"]["status_code"]
+        for kind in RowErrorKind
+    }
+    assert {kind for kind, code in codes.items() if code == 500} == {"aborted", "server_error", "engine_died"}
+    assert {code for kind, code in codes.items() if code != 500} == {400}
+
+
+def test_a_server_as_the_engine(tmp_path):
+    (tmp_path / "chats.jsonl").write_text("\n".join([chat("a", max_tokens=3), text("b")]))
+    (tmp_path / "vectors.jsonl").write_text("\n".join([vector("a", input=["one two", "three"]), vector("b")]))
+    with running_stubs() as stubs:
+        server = {
+            "model": "m",
+            "engine": "http",
+            "engine_options": {"url": stubs.start().url},
+            "progress": False,
+        }
+        for name, wanted in (("chats", 5), ("vectors", 5)):
+            out = tmp_path / f"{name}-out.jsonl"
+            summary = batch_sdk.run_openai_batch(tmp_path / f"{name}.jsonl", out, **server)
+            got = [json.loads(one)["response"]["body"]["usage"]["prompt_tokens"] for one in out.open()]
+            assert (summary.errors, summary.prompt_tokens, sum(got)) == ({}, wanted, wanted)
 
 
 def test_bytes_that_are_no_utf8(answers):

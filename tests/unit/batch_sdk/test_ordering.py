@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import batch_sdk
-from batch_sdk import cli
-from batch_sdk.engines.base import GenerateRequest
+from batch_sdk import cli, duplicates
+from batch_sdk.duplicates import Duplicates
+from batch_sdk.engines.base import GenerateRequest, GenerateResult
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import OptionError
 from batch_sdk.ordering import PrefixOrder, by_prefix, common_prefix
@@ -164,6 +165,34 @@ def test_an_error_is_the_others_too_and_not_remembered():
     out = run(table, engine, dedupe=True, window_rows=2, batch_rows=1)
     assert [error["kind"] for error in out.column("error").to_pylist()] == ["rejected"] * 4
     assert 1 < len(engine.asked) < 4
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_what_is_remembered_is_bounded_in_bytes(monkeypatch, samples):
+    monkeypatch.setattr(duplicates, "_REMEMBERED_BYTES", 1 << 20)
+    found = Duplicates()
+
+    def answer(position):
+        text, logprobs, ids = "x" * 10_000, [-0.5 - i for i in range(2000)], [1000 + i for i in range(2000)]
+        one = GenerateResult(position, text, 1, 2000, "stop", None, logprobs, ids)
+        if samples == 1:
+            return one
+        return one._replace(text=[text] * samples, logprobs=[logprobs] * samples, token_ids=[ids] * samples)
+
+    for position in range(100):
+        (request,) = found.first_of([GenerateRequest(position, f"row {position}", {})])
+        list(found.all_of([answer(request.position)]))
+    each = samples * (10_000 + 4000 * 32)
+    assert 0 < len(found._done) <= (1 << 20) / each
+    again = [GenerateRequest(100 + position, f"row {position}", {}) for position in (99, 0)]
+    assert [request.prompt for request in found.first_of(again)] == ["row 0"], (
+        "the newest is known, not the oldest"
+    )
+    assert [result.position for result in found.answers()] == [199]
+    # One answer larger than all that may be remembered is not.
+    (request,) = found.first_of([GenerateRequest(300, "large", {})])
+    list(found.all_of([GenerateResult(300, "x" * (2 << 20), 1, 1, "stop")]))
+    assert (len(found._done), found._done_bytes) == (0, 0)
 
 
 def test_nonsense_and_the_command_line(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pyarrow as pa
 import pytest
 
@@ -83,6 +85,16 @@ def test_escapes_at_run_time_end_the_row(prompt):
     assert result.kind == "prompt_error"
 
 
+@pytest.mark.parametrize(
+    "prompt", ["{{ '\\ud83d' }}", "{{ a.encode()[:1].decode('utf-8', 'surrogateescape') }}"]
+)
+def test_text_that_is_no_unicode_ends_the_row(prompt):
+    result = build(prompt, {"a": "ü"})
+    assert isinstance(result, RowError)
+    assert result.kind == "prompt_error"
+    assert "surrogates" in result.message
+
+
 def test_templates_cannot_change_a_row():
     result = build("{{ a.append(1) }}{{ a }}", {"a": [0]})
     assert isinstance(result, RowError)
@@ -109,9 +121,48 @@ def test_what_a_null_is():
     assert build("{% if a %}yes{% else %}no{% endif %}", row) == "no"
     assert build("{% if a is none %}{{ b }}{% endif %}", row) == "x"
     assert build("{% if a == none %}{{ b }}{% endif %}", row) == "x"
-    nested = build("{{ a.x }}", {"a": {"x": None}})
-    assert isinstance(nested, RowError)
-    assert nested.kind == "null_input"
+    assert build("{{ a | tojson }}", row) == "null"
+    assert build("{{ row | tojson }}", row) == '{"a": null, "b": "x"}'
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{{ a.x }}",
+        "{{ a.x | upper }}",
+        "{{ 'Name: ' ~ a.x }}",
+        "{{ '%s' | format(a.x) }}",
+        "{{ a }}",
+        "{{ a.tags }}",
+        "{{ a.tags | join(', ') }}",
+        "{{ a.tags | map('upper') | join }}",
+        "{% for tag in a.tags %}{{ tag | trim }}{% endfor %}",
+        "{{ a.pairs }}",
+        "{{ row }}",
+        "{{ a | string }}",
+    ],
+)
+def test_a_null_inside_is_a_null(prompt):
+    result = build(prompt, {"a": {"x": None, "tags": ["p", None], "pairs": [("k", None)]}})
+    assert isinstance(result, RowError)
+    assert result.kind == "null_input"
+    assert "column 'a' has a null inside" in result.message
+
+
+def test_a_null_inside_can_be_asked_for():
+    def row():
+        return {"a": {"x": None, "y": 1, "tags": ["p", None, "q"]}}
+
+    assert build("{{ a.y }} {{ a.tags[0] }} {{ a.tags | length }}", row()) == "1 p 3"
+    assert build("{{ a.x or 'none' }} {{ a.x | default('none') }}", row()) == "none none"
+    assert build("{{ a.tags | select | join('+') }}", row()) == "p+q"
+    assert build("{{ a.tags | reject('none') | join('+') }}", row()) == "p+q"
+    assert build("{% for tag in a.tags if tag is not none %}{{ tag }}{% endfor %}", row()) == "pq"
+    assert build("{{ 'yes' if none in a.tags else 'no' }}", row()) == "yes"
+    assert build("{{ a | tojson }}", row()) == '{"tags": ["p", null, "q"], "x": null, "y": 1}'
+    date = build("{{ a | tojson }}", {"a": [datetime.date(2020, 1, 1)]})
+    assert isinstance(date, RowError)
+    assert date.kind == "prompt_error"
 
 
 def test_a_row_that_breaks_the_template_breaks_alone(jobs):

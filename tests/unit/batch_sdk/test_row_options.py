@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import batch_sdk
-from batch_sdk.engines.sglang_answers import generated
-from batch_sdk.errors import ColumnError, OptionError
+from batch_sdk.engines.sglang_answers import asked, generated
+from batch_sdk.errors import ColumnError, OptionError, RowError, RowErrorKind
 from batch_sdk.truncation import truncated
 
 TABLE = pa.table({"text": ["a", None, "b 世界", "c", "d"]})
@@ -218,3 +220,11 @@ class TestTruncation:
         with pytest.raises(OptionError, match="does not say how long"):
             jobs.generate(TABLE, on_too_long="truncate_left")
         assert "prompt_truncated" not in jobs.generate(TABLE).column_names
+
+
+@pytest.mark.parametrize("cause", [ValueError("bad"), TypeError("bad")])
+def test_what_sglang_raises_on_a_row_is_its_error(cause):
+    async def work():
+        raise cause
+
+    assert asyncio.run(asked(work())) == RowError(RowErrorKind.REJECTED, "bad")
