@@ -211,33 +211,36 @@ class Replicas:
     def tick(self) -> None:
         """Look at every replica once, and do what is due."""
         for number, replica in enumerate(self._replicas):
-            worker = replica.worker
-            if replica.state in (State.OUT, State.ENDED) or worker is None:
-                continue
-            if replica.state is State.WAITING:
-                # Its memory is free only when the last process is gone.
-                if self._clock() >= replica.since and not worker.alive():
-                    self._start_again(number, replica)
-            elif not worker.alive():
-                self._failed(replica, f"its process (pid {worker.pid}) ended: {worker.reason()}")
-            elif replica.state is State.STARTING:
-                if worker.ready():
-                    self._serve(replica, worker)
-            elif worker.broken:
-                self._failed(replica, "it takes no messages")
-            elif replica.listener is not None and replica.listener.done():
-                self._failed(replica, f"its answers cannot be read: {replica.listener.exception()!r}")
-            elif self._stalled(replica):
-                self._failed(replica, f"it has answered nothing for {self._stall_seconds:g} seconds")
+            try:
+                self._look_at(number, replica)
+            except Exception:
+                # Whatever went wrong with this look, nobody else would look after it and the others.
+                logger.exception("arctic-sglang: looking after %s failed", replica.name)
+
+    def _look_at(self, number: int, replica: Replica) -> None:
+        worker = replica.worker
+        if replica.state in (State.OUT, State.ENDED) or worker is None:
+            return
+        if replica.state is State.WAITING:
+            # Its memory is free only when the last process is gone.
+            if self._clock() >= replica.since and not worker.alive():
+                self._start_again(number, replica)
+        elif not worker.alive():
+            self._failed(replica, f"its process (pid {worker.pid}) ended: {worker.reason()}")
+        elif replica.state is State.STARTING:
+            if worker.ready():
+                self._serve(replica, worker)
+        elif worker.broken:
+            self._failed(replica, "it takes no messages")
+        elif replica.listener is not None and replica.listener.done():
+            self._failed(replica, f"its answers cannot be read: {replica.listener.exception()!r}")
+        elif self._stalled(replica):
+            self._failed(replica, f"it has answered nothing for {self._stall_seconds:g} seconds")
 
     async def _look_after(self) -> None:
         while not self._closed:
             await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                self.tick()
-            except Exception:
-                # Whatever went wrong with one look, nobody else would look after the instances.
-                logger.exception("arctic-sglang: looking after the embedding replicas failed")
+            self.tick()
 
     def _serve(self, replica: Replica, worker: Worker) -> None:
         replica.state = State.SERVING
@@ -295,8 +298,8 @@ class Replicas:
         replica.restarts += 1
         try:
             replica.worker = self._launch(number)
-        except OSError as error:  # no memory or no processes left, perhaps for now
-            self._back_off(replica, f"it cannot be started: {error}", self._clock())
+        except Exception as error:  # noqa: BLE001  # no memory, processes or sockets left, perhaps for now
+            self._back_off(replica, f"it cannot be started: {error!r}", self._clock())
         else:
             replica.state = State.STARTING
 

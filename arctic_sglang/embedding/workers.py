@@ -6,7 +6,7 @@ import copy
 import logging
 import multiprocessing
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,24 @@ class SchedulerWorker:
         self._is_ready = False
         self._error: str | None = None
         self._ports = vendor.PortArgs.init_new(server_args)
-        self._out = vendor.get_zmq_socket(
-            zmq.Context.instance(), zmq.PUSH, self._ports.scheduler_input_ipc_name, True
-        )
-        self._out.setsockopt(zmq.LINGER, 0)
-        self._in = vendor.get_zmq_socket(
-            zmq.asyncio.Context.instance(), zmq.PULL, self._ports.tokenizer_ipc_name, True
-        )
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe(duplex=False)
-        with vendor.maybe_reindex_device_id(gpu) as device:
-            self._process = spawn.Process(
-                target=replica.run, args=(server_args, self._ports, device, name, theirs), name=name
-            )
-            self._process.start()
-        theirs.close()
+        with ExitStack() as undo:
+            undo.callback(self._unlink)
+            context = zmq.Context.instance()
+            self._out = vendor.get_zmq_socket(context, zmq.PUSH, self._ports.scheduler_input_ipc_name, True)
+            undo.callback(self._out.close, linger=0)
+            self._out.setsockopt(zmq.LINGER, 0)
+            context = zmq.asyncio.Context.instance()
+            self._in = vendor.get_zmq_socket(context, zmq.PULL, self._ports.tokenizer_ipc_name, True)
+            undo.callback(self._in.close, linger=0)
+            spawn = multiprocessing.get_context("spawn")
+            self._pipe, theirs = spawn.Pipe(duplex=False)
+            undo.callback(self._pipe.close)
+            with theirs, vendor.maybe_reindex_device_id(gpu) as device:
+                self._process = spawn.Process(
+                    target=replica.run, args=(server_args, self._ports, device, name, theirs), name=name
+                )
+                self._process.start()
+            self._close = undo.pop_all()  # all went well: `kill` closes them
         self.pid = self._process.pid or 0
 
     def send(self, message: Any) -> None:
@@ -95,17 +98,17 @@ class SchedulerWorker:
     def kill(self) -> None:
         """End the process without waiting for its end, and close the sockets."""
         self._process.kill()
-        self._out.close(linger=0)
-        self._in.close(linger=0)
-        self._pipe.close()
-        for name in vars(self._ports).values():
-            if isinstance(name, str) and name.startswith(_IPC):
-                with suppress(OSError):
-                    Path(name.removeprefix(_IPC)).unlink()
+        self._close.close()
 
     def join(self) -> None:
         """Wait until a killed process is gone."""
         self._process.join(_JOIN_SECONDS)
+
+    def _unlink(self) -> None:
+        for name in vars(self._ports).values():
+            if isinstance(name, str) and name.startswith(_IPC):
+                with suppress(OSError):
+                    Path(name.removeprefix(_IPC)).unlink()
 
     def _read(self) -> None:
         with suppress(EOFError, OSError):  # it ended, or its pipe was closed

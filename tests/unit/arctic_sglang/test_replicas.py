@@ -2,15 +2,19 @@
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zmq
 
+from arctic_sglang.compat import vendor
 from arctic_sglang.embedding import placement, replicas
 from arctic_sglang.embedding.front import FrontDoor, Instance
 from arctic_sglang.embedding.replicas import Replicas, ReplicaStartError
 from arctic_sglang.embedding.rows import TokenRows
 from arctic_sglang.embedding.wire import BlockVectors
+from arctic_sglang.embedding.workers import SchedulerWorker
 
 STEP = 64
 
@@ -311,14 +315,21 @@ def test_one_that_served_long_begins_anew(stand):
     asyncio.run(main())
 
 
-def test_a_start_that_the_system_refuses_is_a_failure_like_others(stand):
+@pytest.mark.parametrize("error", [OSError("no memory"), zmq.ZMQError(24)])
+def test_a_start_that_the_system_refuses_is_a_failure_like_others(stand, error):
+    def refuse(number):
+        raise error
+
     async def main():
         stand.serve()
         stand.latest(0).ended = True
         stand.replicas.tick()
-        launch, stand.replicas._launch = stand.replicas._launch, _refuse
-        stand.pass_seconds(1)
-        assert stand.states()[0] == "waiting to start again"
+        launch, stand.replicas._launch = stand.replicas._launch, refuse
+        stand.clock.now += 1
+        stand.latest(1).ended = True
+        stand.replicas.tick()
+        assert stand.states() == ["waiting to start again"] * 2, "the others are looked at too"
+        assert stand.replicas.status()["in_service"] == 1
         stand.replicas._launch = launch
         stand.pass_seconds(2)
         assert stand.states()[0] == "starting"
@@ -327,8 +338,40 @@ def test_a_start_that_the_system_refuses_is_a_failure_like_others(stand):
     asyncio.run(main())
 
 
-def _refuse(number):
-    raise OSError("no memory")
+def test_a_look_that_fails_does_not_keep_it_from_the_others(stand, caplog):
+    async def main():
+        stand.serve()
+        stand.latest(0).alive = None  # not to be called
+        stand.latest(1).ended = True
+        stand.replicas.tick()
+        assert stand.states() == ["serving", "waiting to start again"]
+        assert "looking after replica 1 failed" in caplog.text
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+
+
+def test_a_process_that_cannot_begin_leaves_no_sockets(monkeypatch, tmp_path):
+    made = []
+    paths = [tmp_path / "in", tmp_path / "out"]
+
+    def socket(context, kind, name, bind):
+        made.append(context.socket(kind))
+        (tmp_path / name.removeprefix("ipc://")).touch()
+        if len(made) == 2:
+            raise zmq.ZMQError(24)
+        return made[-1]
+
+    ports = SimpleNamespace(
+        scheduler_input_ipc_name=f"ipc://{paths[0]}", tokenizer_ipc_name=f"ipc://{paths[1]}"
+    )
+    monkeypatch.setitem(vars(vendor), "PortArgs", SimpleNamespace(init_new=lambda args: ports))
+    monkeypatch.setitem(vars(vendor), "get_zmq_socket", socket)
+    with pytest.raises(zmq.ZMQError):
+        SchedulerWorker(None, 0, "replica 1")
+    assert made[0].closed
+    assert not any(path.exists() for path in paths)
+    made[1].close()
 
 
 @pytest.mark.parametrize("ailment", ["stalled", "broken", "unreadable"])
