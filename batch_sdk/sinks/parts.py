@@ -102,6 +102,7 @@ class PartsSink(Sink):
         self._last_commit = 0.0
         self._torn = False
         self._holes: list[Unit] = []
+        self._before: tuple[Part, ...] = ()
 
     def prepare(self, schema: pa.Schema) -> None:
         """Check the directory and its manifest, and lock it. Deletes and writes nothing yet."""
@@ -119,6 +120,7 @@ class PartsSink(Sink):
         self._manifest = now
         self._holes = holes(now.parts)
         self.position = self._next().start
+        self._before = tuple(part for part in now.parts if part.start >= self.position)
         # A kill can come after the last part and before the mark.
         self.complete = now.complete or (now.parts != () and now.rows == now.input_rows)
 
@@ -164,6 +166,13 @@ class PartsSink(Sink):
         assert self._manifest is not None
         found = super().missing(source, columns, max_rows, limit_rows)
         return without(found, self.position, self._manifest.parts)
+
+    def input_row(self, row: int) -> int:
+        """Return where in the input the row of this number is: beyond the parts that `missing` leaves out."""
+        for part in self._before:
+            if row >= part.start:
+                row += part.rows
+        return row
 
     def units(self, total: int, replicas_share: int) -> list[Unit]:
         """Return the parts that are missing of `total` rows, for workers to make.

@@ -110,8 +110,8 @@ class PatchSink(Sink):
         for batch in source.batches_from(columns, max_rows, position):
             end = position + batch.num_rows
             while wanted < end:
-                # Row by row: slices work for every type, a filter does not.
-                yield batch.slice(wanted - position, 1)
+                # Row by row: slices work for every type, a filter does not. A copy, for a slice keeps its whole batch.
+                yield pa.concat_batches([batch.slice(wanted - position, 1)])
                 following = next(rows, None)
                 if following is None:
                     return

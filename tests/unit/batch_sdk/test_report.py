@@ -295,6 +295,21 @@ def test_resumed_runs_are_told_apart_and_rows_are_the_inputs(tmp_path):
     assert sum(span["rows"] for span in found["throughput"]) == 3
 
 
+def test_rows_of_gaps_are_the_inputs(tmp_path):
+    """Workers side by side leave parts that are recorded behind rows that are missing."""
+    bad = (4, 11, 25, 38)
+    table = pa.table({"text": ["bad" if i in bad else f"t{i}" for i in range(40)]})
+    options = {"output": tmp_path / "out", "rows_per_file": 5, "engine_options": {"fail_on": "bad"}}
+    run(tmp_path, table, **options)
+    path = tmp_path / "out" / "_manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest |= {"complete": False, "parts": [manifest["parts"][i] for i in (0, 1, 3, 4, 6)]}
+    path.write_text(json.dumps(manifest), "utf-8")
+    run(tmp_path, table, **options, resume=True)
+    found = read(tmp_path)["errors"]["rejected"]
+    assert (found["rows"], [one["row"] for one in found["examples"]]) == (4, [11, 25, 38])
+
+
 def test_restarts_are_in_it(tmp_path):
     table = pa.table({"text": [f"t{i}" for i in range(20)]})
     run(tmp_path, table, engine_options={"die_on": "t13"}, max_restarts=6)

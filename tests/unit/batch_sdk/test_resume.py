@@ -19,10 +19,12 @@ import batch_sdk
 from batch_sdk import cli
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OptionError, OutputError, SourceError
-from batch_sdk.folder import Folder
+from batch_sdk.folder import Folder, load_manifest
 from batch_sdk.outputs import hint
 from batch_sdk.sinks import parquet
 from batch_sdk.sinks.parquet import RowGroupWriter
+from batch_sdk.sinks.patch import PatchSink
+from batch_sdk.sources import open_source
 
 SMALL = {"window_rows": 4, "batch_rows": 2, "progress": False}
 
@@ -550,6 +552,21 @@ def test_only_error_rows_run_again(files, tmp_path, task):
     batch_sdk.resume(out, errors=True, model=engine, progress=False)
     assert engine.answered == 0, "a null is refused before any engine"
     assert read(out).equals(read(whole))
+
+
+def test_error_rows_do_not_keep_the_batches_that_they_come_from(tmp_path):
+    rows, each = 1000, 50
+    body = [("bad" if i % each == 7 else "") + "x" * 20_000 for i in range(rows)]
+    pq.write_table(pa.table({"text": body}), tmp_path / "in.parquet", row_group_size=each)
+    out = tmp_path / "o"
+    run("generate", tmp_path / "in.parquet", out, engine_for("generate", fail_on="bad"), keep=[])
+    sink = PatchSink(out, lambda: load_manifest(out))
+    sink.prepare(pa.schema([]))
+    before = pa.total_allocated_bytes()
+    held = list(sink.missing(open_source(tmp_path / "in.parquet"), ["text"], each, None))
+    assert [batch.column(0)[0].as_py()[:3] for batch in held] == ["bad"] * (rows // each)
+    assert pa.total_allocated_bytes() - before < 3 * each * 20_000, "20 MB are in all the batches"
+    sink.abort()
 
 
 def test_error_rows_need_a_finished_job_and_an_engine_only_if_there_are_any(files, tmp_path):
