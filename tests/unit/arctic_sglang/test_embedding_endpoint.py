@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import orjson
 import pytest
+import zmq
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse
@@ -23,6 +24,7 @@ from arctic_sglang.embedding.endpoint import EmbeddingsEndpoint
 from arctic_sglang.embedding.front import EmbeddingFailedError
 from arctic_sglang.embedding.manager import around_generate_request, called, service_of, takes
 from arctic_sglang.embedding.metrics import RoadMetrics
+from arctic_sglang.embedding.workers import SchedulerWorker
 from tests.unit.arctic_sglang.test_embedding_service import make
 from tests.unit.arctic_sglang.test_tokens import tiny
 
@@ -481,3 +483,26 @@ def test_dimensions_are_those_that_the_model_gives(pooling, changes, good, bad, 
     for number in bad:
         with pytest.raises(ValueError, match=words):
             check(number)
+
+
+def test_a_process_that_cannot_begin_leaves_no_sockets(monkeypatch, tmp_path):
+    made = []
+    paths = [tmp_path / "in", tmp_path / "out"]
+
+    def socket(context, kind, name, bind):
+        made.append(context.socket(kind))
+        (tmp_path / name.removeprefix("ipc://")).touch()
+        if len(made) == 2:
+            raise zmq.ZMQError(24)
+        return made[-1]
+
+    ports = SimpleNamespace(
+        scheduler_input_ipc_name=f"ipc://{paths[0]}", tokenizer_ipc_name=f"ipc://{paths[1]}"
+    )
+    monkeypatch.setitem(vars(vendor), "PortArgs", SimpleNamespace(init_new=lambda args: ports))
+    monkeypatch.setitem(vars(vendor), "get_zmq_socket", socket)
+    with pytest.raises(zmq.ZMQError):
+        SchedulerWorker(None, 0, "replica 1")
+    assert made[0].closed
+    assert not any(path.exists() for path in paths)
+    made[1].close()

@@ -2,19 +2,16 @@
 
 import asyncio
 import logging
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import zmq
 
-from arctic_sglang.compat import vendor
 from arctic_sglang.embedding import placement, replicas
 from arctic_sglang.embedding.front import FrontDoor, Instance
 from arctic_sglang.embedding.replicas import Replicas, ReplicaStartError
 from arctic_sglang.embedding.rows import TokenRows
 from arctic_sglang.embedding.wire import BlockVectors
-from arctic_sglang.embedding.workers import SchedulerWorker
 
 STEP = 64
 
@@ -349,29 +346,6 @@ def test_a_look_that_fails_does_not_keep_it_from_the_others(stand, caplog):
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(main())
-
-
-def test_a_process_that_cannot_begin_leaves_no_sockets(monkeypatch, tmp_path):
-    made = []
-    paths = [tmp_path / "in", tmp_path / "out"]
-
-    def socket(context, kind, name, bind):
-        made.append(context.socket(kind))
-        (tmp_path / name.removeprefix("ipc://")).touch()
-        if len(made) == 2:
-            raise zmq.ZMQError(24)
-        return made[-1]
-
-    ports = SimpleNamespace(
-        scheduler_input_ipc_name=f"ipc://{paths[0]}", tokenizer_ipc_name=f"ipc://{paths[1]}"
-    )
-    monkeypatch.setitem(vars(vendor), "PortArgs", SimpleNamespace(init_new=lambda args: ports))
-    monkeypatch.setitem(vars(vendor), "get_zmq_socket", socket)
-    with pytest.raises(zmq.ZMQError):
-        SchedulerWorker(None, 0, "replica 1")
-    assert made[0].closed
-    assert not any(path.exists() for path in paths)
-    made[1].close()
 
 
 @pytest.mark.parametrize("ailment", ["stalled", "broken", "unreadable"])
