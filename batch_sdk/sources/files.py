@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,6 +21,8 @@ from batch_sdk.remote import file_system, is_url, plain, remote_errors
 
 PathLike = str | os.PathLike[str]
 
+_ASIDE = ("_", ".")
+"""Names in directories that begin so are somebody's bookkeeping."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -117,14 +119,14 @@ def _find(text: str) -> list[File]:
         return [_file(text, "")]
     if os.path.isdir(text):
         inner = sorted(map(Path, _inside(text)))
-        _refuse_unfinished(text, inner)
+        _refuse_unfinished(inner)
         return _of_directory(text, [str(path) for path in inner])
     found = sorted(Path(name) for name in glob.glob(text, recursive=True) if os.path.isfile(name))
     return _of_glob(text, [str(path) for path in found])
 
 
 def _inside(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield all files below a folder, also those behind links, but for links to a folder that they are in."""
+    """Yield the files below a folder, also those behind links, but for links to a folder that they are in."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -134,26 +136,20 @@ def _inside(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     except OSError as error:
         raise SourceError(f"{folder!r} cannot be read: {error.strerror}") from error
     for entry in found:
-        if entry.is_dir():
+        if entry.is_dir() and not entry.name.startswith(_ASIDE):
             yield from _inside(entry.path, (*above, real))
         elif entry.is_file():
             yield entry.path
 
 
-def _refuse_unfinished(folder: str, paths: Sequence[Path]) -> None:
+def _refuse_unfinished(paths: Sequence[Path]) -> None:
     for path in paths:
-        if path.name == MANIFEST and not _kept_aside(path.parent, folder) and is_unfinished(path.parent):
+        if path.name == MANIFEST and is_unfinished(path.parent):
             raise SourceError(
                 f"{str(path.parent)!r} is the output of a job that has not finished",
                 "a finished one",
                 "resume it first, or name its files (a glob) to read those that are there",
             )
-
-
-def _kept_aside(path: PurePath, folder: str) -> bool:
-    """Whether this is somebody's bookkeeping below a folder."""
-    inner = path.parts[len(PurePosixPath(folder).parts) :]
-    return any(part.startswith(("_", ".")) for part in inner)
 
 
 def _find_remote(url: str) -> list[File]:
@@ -173,9 +169,11 @@ def _sorted(names: Sequence[str]) -> list[str]:
 
 
 def _of_directory(folder: str, names: Sequence[str], system: Any = None) -> list[File]:
+    base = len(PurePosixPath(folder).parts)
     files = []
     for name in names:
-        if not _kept_aside(PurePosixPath(name), folder) and format_of(name) is not None:
+        inner = PurePosixPath(name).parts[base:]
+        if not any(part.startswith(_ASIDE) for part in inner) and format_of(name) is not None:
             files.append(_file(name, folder, system, name))
     if not files:
         raise SourceError(f"no table in directory {folder!r}", f"files that end in {KNOWN}")
