@@ -1,7 +1,7 @@
 """`arctic-batch`: the same jobs for people who live in a shell.
 
-Exit codes: 0 done (rows may have errors: the summary says), 1 the engine died or, with --fail-on-error, a row
-has an error, 2 the request makes no sense, 130 interrupted, 143 terminated.
+Exit codes: 0 done (rows may have errors: the summary says), 1 its engine, disk or input stopped the job half-way
+or, with --fail-on-error, a row has an error, 2 the request makes no sense, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -349,6 +349,11 @@ def _left(args: argparse.Namespace) -> str:
     return f"; {hint(args.output)}" if "output" in args else ""
 
 
+def _say_what_is_left(args: argparse.Namespace) -> None:
+    if "output" in args:
+        print(f"arctic-batch: {hint(args.output)}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; see the module's docstring."""
     args = build_parser().parse_args(argv)
@@ -356,14 +361,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(args)
-    except EngineError as error:
-        print(f"arctic-batch: error: {error}", file=sys.stderr)
-        if "output" in args:
-            print(f"arctic-batch: {hint(args.output)}", file=sys.stderr)
-        return 1
     except BatchError as error:
         print(f"arctic-batch: error: {error}", file=sys.stderr)
-        return 2
+        if not error.begun and not isinstance(error, EngineError):
+            return 2
+        _say_what_is_left(args)
+        return 1
+    except Exception:
+        _say_what_is_left(args)
+        raise
     except KeyboardInterrupt:
         print(f"arctic-batch: interrupted{_left(args)}", file=sys.stderr)
         return 130

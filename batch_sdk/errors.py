@@ -8,7 +8,8 @@ by the text of a message.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -20,7 +21,12 @@ class BatchError(Exception):
         got: what was found, as a sentence without its full stop.
         wanted: what would have been right; may be empty.
         remedy: what the user can do; may be empty.
+
+    Attributes:
+        begun: whether the job had begun to write its output, so that rows may be kept.
     """
+
+    begun = False
 
     def __init__(self, got: str, wanted: str = "", remedy: str = "") -> None:
         super().__init__(got, wanted, remedy)
@@ -35,6 +41,16 @@ class BatchError(Exception):
         if self.remedy:
             parts.append(self.remedy)
         return "; ".join(parts)
+
+
+@contextmanager
+def output_begun() -> Iterator[None]:
+    """Mark what stops a job from here on."""
+    try:
+        yield
+    except BatchError as error:
+        error.begun = True
+        raise
 
 
 class OptionError(BatchError):

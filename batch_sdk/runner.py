@@ -15,7 +15,7 @@ from batch_sdk.behind import behind
 from batch_sdk.duplicates import Duplicates
 from batch_sdk.engines.base import Engine
 from batch_sdk.engines.restarting import RestartingEngine
-from batch_sdk.errors import OptionError
+from batch_sdk.errors import OptionError, output_begun
 from batch_sdk.figures import Figures
 from batch_sdk.flow import Flow, MakeChunk, rebatch
 from batch_sdk.job import GenerateJob, Job
@@ -78,6 +78,7 @@ def run_job(
             figures.ready = time.monotonic()
             schema, make_chunk = plan.bind(engine.info, figures.tally)
             sink.open(schema)
+            stack.enter_context(output_begun())
             # After the engine's: rows that are done are kept before the engine's end can take time.
             stack.callback(sink.abort)
             stream(job, plan, source, sink, engine, schema, make_chunk, figures, look, recorder)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from batch_sdk.engines import engine_name
 from batch_sdk.engines.base import Engine
-from batch_sdk.errors import BatchError, EngineError, OptionError, OutputError, SourceError
+from batch_sdk.errors import BatchError, EngineError, OptionError, OutputError, SourceError, output_begun
 from batch_sdk.executors.cluster import check_room, joined, require
 from batch_sdk.executors.options import RayOptions
 from batch_sdk.executors.worker import HELLO, Answer, Work, Worker, answer_of, as_row
@@ -86,7 +86,8 @@ def run_on_ray(
             _commit_all(parts, answers, figures, bar, recorder)
             # The workers go before the folder that they write to.
             answers.close()
-        output = parts.commit()
+        with output_begun():
+            output = parts.commit()
         figures.stop()
     return output, figures.summary()
 
@@ -138,23 +139,25 @@ def _commit_all(
     sink: PartsSink, answers: Iterator[Answer], figures: Figures, bar: Progress, recorder: Recorder | None
 ) -> None:
     """Record every part as it comes."""
-    for answer in answers:
-        if answer.error is not None:
-            raise answer.error
-        figures.restarts_elsewhere += answer.restarts
-        if figures.ready is None:
-            assert answer.schema is not None
-            figures.ready = time.monotonic()
-            sink.open(answer.schema)
-            if recorder is not None:
-                recorder.begin()
-        if answer.part is not None and answer.file is not None and answer.tally is not None:
-            sink.adopt(answer.file, answer.part)
-            figures.tally.add(answer.tally)
-            bar.update()
-            if recorder is not None:
-                recorder.tick()
-                _record(recorder, sink.target / answer.part.name, answer.part.start)
+    with ExitStack() as begun:
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+            figures.restarts_elsewhere += answer.restarts
+            if figures.ready is None:
+                assert answer.schema is not None
+                figures.ready = time.monotonic()
+                sink.open(answer.schema)
+                begun.enter_context(output_begun())
+                if recorder is not None:
+                    recorder.begin()
+            if answer.part is not None and answer.file is not None and answer.tally is not None:
+                sink.adopt(answer.file, answer.part)
+                figures.tally.add(answer.tally)
+                bar.update()
+                if recorder is not None:
+                    recorder.tick()
+                    _record(recorder, sink.target / answer.part.name, answer.part.start)
 
 
 def _record(recorder: Recorder, file: Path, position: int) -> None:

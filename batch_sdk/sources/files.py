@@ -65,7 +65,7 @@ class File:
 
     def _raw(self) -> pa.NativeFile:
         if self.system is None:
-            return pa.OSFile(self.name)
+            return pa.OSFile(os.fsencode(self.name))
         return pa.PythonFile(self.system.open(self.path, "rb"), mode="r")
 
     def _decompressed(self, raw: pa.NativeFile) -> Any:

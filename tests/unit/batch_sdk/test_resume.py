@@ -659,3 +659,71 @@ def test_the_command_line(files, tmp_path, capsys):
     assert cli.main(["resume", str(tmp_path / "no")]) == 2
     assert cli.main(["status", str(tmp_path / "no")]) == 2
     assert "holds no batch job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cause", [OSError(28, "No space left on device"), RuntimeError("never seen before")])
+def test_whatever_stops_a_job_half_way_says_what_is_kept(files, tmp_path, capsys, monkeypatch, cause):
+    out = str(tmp_path / "o")
+    real, closed = RowGroupWriter.close, []
+
+    def full(self):
+        closed.append(self)
+        if len(closed) > 1:
+            raise cause
+        real(self)
+
+    args = [
+        "generate",
+        str(files),
+        "-o",
+        out,
+        "--model",
+        "m",
+        "--engine",
+        "dummy",
+        "--prompt",
+        "say {{ text }}",
+    ]
+    more = ["--rows-per-file", "7", "--batch-rows", "2", "--window-rows", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RowGroupWriter, "close", full)
+        if isinstance(cause, OSError):
+            assert cli.main([*args, *more]) == 1
+        else:
+            with pytest.raises(RuntimeError):
+                cli.main([*args, *more])
+    assert f"7 rows are kept; go on with: arctic-batch resume {out}" in capsys.readouterr().err
+    assert cli.main(args) == 2, "it is there, and nothing says to go on with it"
+    assert "rows are kept" not in capsys.readouterr().err
+    assert cli.main(["resume", out]) == 0
+
+
+def test_a_broken_line_far_in_says_what_is_kept(tmp_path, capsys):
+    with (tmp_path / "in.jsonl").open("w") as file:
+        for _ in range(40):
+            file.write(json.dumps({"text": "x" * 100_000}) + "\n")
+        file.write("{")
+    args = [
+        "generate",
+        str(tmp_path / "in.jsonl"),
+        "-o",
+        str(tmp_path / "o"),
+        "--model",
+        "m",
+        "--engine",
+        "dummy",
+    ]
+    assert cli.main([*args, "--prompt", "{{ text[:9] }}", "--batch-rows", "2", "--window-rows", "2"]) == 1
+    err = capsys.readouterr().err
+    assert "line 41" in err
+    assert "rows are kept; go on with" in err
+
+
+def test_a_file_whose_name_is_no_utf_8(tmp_path):
+    name = os.fsdecode(b"caf\xe9.parquet")
+    pq.write_table(pa.table({"text": [f"text {i}" for i in range(20)]}), tmp_path / "in.parquet")
+    os.rename(tmp_path / "in.parquet", tmp_path / name)
+    with pytest.raises(EngineError):
+        run("generate", tmp_path / name, tmp_path / "o", engine_for("generate", die_after_requests=9))
+    batch_sdk.resume(tmp_path / "o", model=engine_for("generate"), progress=False)
+    assert read(tmp_path / "o")["text"].to_pylist() == [f"text {i}" for i in range(20)]
