@@ -118,7 +118,7 @@ class Recommendation:
         flags: for SGLang, without the model's path.
         gpus: that they use.
         weights_gib: on each GPU, estimated.
-        kv_tokens: slots of all KV caches together, estimated; None: the model is served without one.
+        kv_tokens: slots of all KV caches together, estimated; None: embeddings need none.
         alternatives: what was considered, and why not.
         unknown: what this answer does not know.
     """

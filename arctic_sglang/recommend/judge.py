@@ -59,6 +59,8 @@ def refusals(model: Model, flags: Mapping[str, Any]) -> list[str]:
         ask(lambda: road.refusals(settings))
         if settings.get("embedding_replicas", 1) > 1:
             ask(lambda: placement.refusals(settings))
+    if settings["is_embedding"] and model.known and not (model.embeds or model.swiftkv):
+        found.append(f"--is-embedding: SGLang's {model.architecture} gives no embeddings")
     if model.swiftkv:
         ask(lambda: _swiftkv(model, settings))
     return found

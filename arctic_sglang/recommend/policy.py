@@ -7,6 +7,7 @@ refuse and whose KV cache holds the traffic is taken; if none holds it, the one 
 from collections.abc import Iterable
 from dataclasses import replace
 
+from arctic_sglang.embedding.placement import REPLICA_CACHE_TOKENS
 from arctic_sglang.recommend import ways
 from arctic_sglang.recommend.answer import Alternative, Flag, Question, Recommendation, Way
 from arctic_sglang.recommend.judge import refusals
@@ -98,10 +99,11 @@ def _choose(
             refused.setdefault(way.title, Alternative(way.title, f"refused: {reasons[0]}", refused=True))
             continue
         slots = _slots(question, sizes, way)
-        if sizes.kv_row == 0 and slots is not None:  # nothing is cached
+        cached = sizes.kv_row and not ways.takes_road(question)
+        if not cached and slots is not None and (not sizes.kv_row or slots >= REPLICA_CACHE_TOKENS):
             best = way, None
             break
-        usable = 0 if slots is None or slots < question.traffic.each else slots * way.dp
+        usable = slots * way.dp if cached and slots is not None and slots >= question.traffic.each else 0
         room[way.title] = max(usable, room.get(way.title, 0))
         if usable and (best is None or usable > (best[1] or 0)):
             best = way, usable

@@ -74,7 +74,7 @@ def _python(answer: Recommendation) -> str:
 
 def _notes(answer: Recommendation) -> Iterator[str]:
     cache = (
-        "no KV cache"
+        "no KV cache needed"
         if answer.kv_tokens is None
         else f"KV cache for about {answer.kv_tokens:,} tokens in all"
     )

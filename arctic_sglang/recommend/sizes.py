@@ -12,6 +12,10 @@ from swiftkv.layout import Layout
 
 GIB = 1024**3
 ENCODERS = ("BertModel", "XLMRobertaModel")  # that embed by fused kernels
+# What SGLang gives embeddings of, and the vectorised road takes; of others nothing is known here.
+EMBEDDERS = (
+    *ENCODERS, "LlamaForCausalLM", "MistralForCausalLM", "MistralModel", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
+)  # fmt: skip
 _ELEMENT = 2  # bytes of a weight, or of a key's or value's number, in bf16 and fp16
 
 # What SGLang 0.5.17 by itself leaves free of a GPU for activations and CUDA graphs, GiB by the GPU's size: it follows
@@ -44,6 +48,11 @@ class Model:
     def known(self) -> bool:
         """Whether Shift Parallelism knows its kind, and so its layers are counted here."""
         return self.architecture in ARCHITECTURES
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the vectorised road takes it."""
+        return self.architecture in EMBEDDERS
 
     @property
     def generates(self) -> bool:

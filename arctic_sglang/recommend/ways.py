@@ -38,7 +38,7 @@ def common_flags(question: Question) -> tuple[Flag, ...]:
     flags = []
     if question.traffic.kind == "embeddings":
         flags.append(Flag("is_embedding", True, "answers are embeddings"))
-        if _road(question):
+        if takes_road(question):
             why = (
                 "a request of any number of texts travels as arrays: {} times stock SGLang's tokens/s behind "
                 "/v1/embeddings with 64 rows a request, {} times with one"
@@ -69,7 +69,7 @@ def flags_of(
         flags.append(_tensor(question, way, _unshifted(passed), enough))
     if way.sp > 1:
         flags += _shift(way)
-    if way.dp > 1 and question.traffic.kind == "embeddings" and _road(question):
+    if way.dp > 1 and takes_road(question):
         why = "one instance on each GPU, behind one front door; one that dies is started again"
         flags.append(Flag("embedding_replicas", way.dp, why))
     elif way.dp > 1:
@@ -116,11 +116,8 @@ def _tensor(question: Question, way: Way, unshifted: bool, enough: bool) -> Flag
             "ms/token over four GPUs, with data parallelism {}"
         )
         return Flag("tp_size", way.tp, why, (ev.TP_DECODE_64, ev.DP_DECODE_64))
-    return Flag(
-        "tp_size",
-        way.tp,
-        "the smallest power of two at which weights and the traffic's KV cache fit, by estimate",
-    )
+    what = "the weights" if takes_road(question) else "weights and the traffic's KV cache"
+    return Flag("tp_size", way.tp, f"the smallest power of two at which {what} fit, by estimate")
 
 
 def _data(question: Question, way: Way, unshifted: bool) -> Flag:
@@ -310,7 +307,7 @@ def _unshifted(passed: Sequence[Alternative]) -> bool:
     return any(each.what == SHIFT and each.refused for each in passed)
 
 
-def _road(question: Question) -> bool:
-    """Whether the vectorised road is known to take the model: attention windows and caps it does not, and config.json
-    has no one way to say that there are some."""
-    return question.model.known or question.model.architecture in ENCODERS
+def takes_road(question: Question) -> bool:
+    """Whether the vectorised road answers, which is recommended for the kinds that are known to go by it: attention
+    windows and caps it does not do, and config.json has no one way to say that there are some."""
+    return question.traffic.kind == "embeddings" and question.model.embeds

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from arctic_sglang.compat import source
 from arctic_sglang.config import ArcticConfig
 from arctic_sglang.embedding import placement, road
 from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError
@@ -17,7 +18,7 @@ from arctic_sglang.features import Facts, requested
 from arctic_sglang.recommend import evidence
 from arctic_sglang.recommend.answer import KINDS, Question, Traffic, kind_of
 from arctic_sglang.recommend.policy import recommend
-from arctic_sglang.recommend.sizes import GIB, Model, Sizes, reserved
+from arctic_sglang.recommend.sizes import EMBEDDERS, GIB, Model, Sizes, reserved
 from arctic_sglang.shift import limits as shift_limits
 from arctic_sglang.shift.topology import Topology
 from speculative.settings import SpeculationSettings, check_head_path, model_refusals
@@ -46,7 +47,7 @@ AWQ = read("Llama-3.1-8B", quantization_config={"quant_method": "awq"})
 
 
 def ask(model, gpus=4, gib=H200, traffic="mixed", **more):
-    return recommend(Question(model, gpus, gib, KINDS[traffic], **more))
+    return recommend(Question(model, gpus, gib, KINDS.get(traffic, traffic), **more))
 
 
 def refused(model, keywords):
@@ -208,11 +209,42 @@ def test_nothing_that_is_recommended_is_refused(model, gpus, gib, traffic, quant
             {"gpus": 2, "traffic": "embeddings"},
             {"is_embedding": True, "enable_fast_embedding": True, "embedding_replicas": 2},
         ),
+        # The vectorised road uses no KV cache: one instance on each GPU that holds the weights.
+        (
+            LLAMA,
+            {"gib": 24, "traffic": Traffic("embeddings", 400, 512, 0, True)},
+            {"is_embedding": True, "enable_fast_embedding": True, "embedding_replicas": 4},
+        ),
+        (
+            LLAMA,
+            {"gib": 24, "traffic": Traffic("embeddings", 1, 60000, 0, True)},
+            {"is_embedding": True, "enable_fast_embedding": True, "embedding_replicas": 4},
+        ),
+        (
+            LARGE,
+            {"gib": 79.1, "traffic": "embeddings"},
+            {"is_embedding": True, "enable_fast_embedding": True, "tp_size": 4},
+        ),
         (SWIFTKV, {"gpus": 2}, {"ulysses_sequence_parallel_size": 2, "enable_shift_parallel": True}),
     ],
 )
 def test_choices(model, options, keywords):
     assert ask(model, **options).keywords == keywords
+
+
+# SwiftKV models are refused for embeddings by limits of their own.
+STOCK = [name for name in dict.fromkeys((*EMBEDDERS, *shift_limits.ARCHITECTURES)) if "SwiftKV" not in name]
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_models_that_embed_are_those_whose_forward_in_sglang_does(name):
+    root = source.installed_root()
+    found = []
+    for file in sorted((root / "srt" / "models").glob("*.py")):
+        if re.search(rf"^class {name}\(", file.read_text(), re.MULTILINE):
+            label = f"sglang.srt.models.{file.stem}.{name}"
+            found.append(source.find_member(root, source.find(root, label), "forward", label).parameters)
+    assert [("get_embedding" in parameters) for parameters in found] == [name in EMBEDDERS]
 
 
 def test_a_refusal_is_told():
@@ -244,6 +276,7 @@ def test_assumed_sizes_are_cut_to_the_window():
         (BERT, {}, "BertModel, which generates no text; ask for --traffic embeddings"),
         (BERT, {"traffic": "embeddings", "head": HEAD}, "embeddings are not decoded"),
         (SWIFTKV, {"traffic": "embeddings"}, "cannot be served for embeddings.*\n.*--is-embedding True: pooling"),
+        (MOE, {"traffic": "embeddings"}, "--is-embedding: SGLang's Qwen3MoeForCausalLM gives no embeddings"),
         (read("DeepSeek-V3"), {"gpus": 8}, "give --weights GIB"),
         (DEEPSEEK, {"gpus": 8, "quantization": None, "gib": 79.1}, r"at least|would be needed"),
         (AWQ, {"quantization": "fp8"}, "comes quantised as awq"),
