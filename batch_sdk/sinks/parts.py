@@ -145,10 +145,11 @@ class PartsSink(Sink):
                 f"{self.where!r} exists and has no manifest", "a job's output", "choose another output"
             )
         if then is not None and not then.complete:
+            again = "" if then.input is None else "resume=True (--resume) to go on with it, or "
             raise OutputError(
                 f"{self.where!r} exists, an unfinished job with {then.rows:,} rows",
                 "a new path",
-                "pass resume=True (--resume) to go on with it, or overwrite=True (--overwrite)",
+                f"pass {again}overwrite=True (--overwrite)",
             )
         raise OutputError(
             f"{self.where!r} exists", "a new path", "pass overwrite=True (--overwrite) to replace it"

@@ -292,6 +292,8 @@ def test_nobody_is_told_to_resume_what_cannot_be_resumed(tmp_path):
             batch_sdk.resume(tmp_path / "o", data)
     with pytest.raises(OutputError, match=r"the input is a URL, .* cannot be recognised again"):
         run("generate", table.to_reader(), tmp_path / "o", resume=True)
+    with pytest.raises(OutputError, match=r"8 rows; wanted a new path; pass overwrite=True"):
+        run("generate", table.to_reader(), tmp_path / "o")
 
 
 def test_nonsense(files, tmp_path):
