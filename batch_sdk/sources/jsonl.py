@@ -111,7 +111,9 @@ def _culprit(data: bytes, schema: pa.Schema | None, strict: bool) -> tuple[int, 
 def _mapped(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
     """Return a type with each of its plain types changed."""
     if pa.types.is_list(kind):
-        return pa.list_(_mapped(kind.value_type, change))
+        # Arrow (26) miscounts nulls in lists of nothing else.
+        bare = pa.types.is_null(kind.value_type)
+        return pa.list_(pa.string() if bare else _mapped(kind.value_type, change))
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(field.name, _mapped(field.type, change)) for field in kind])
     return change(kind)
@@ -126,14 +128,15 @@ def _unsigned(kind: pa.DataType) -> pa.DataType:
     return pa.uint64() if pa.types.is_float64(kind) else kind
 
 
-def _typed(data: bytes, table: pa.Table) -> pa.Schema:
+def _typed(file: File, block: Block, guessed: pa.Schema) -> pa.Schema:
     """Return the types that a block says. Arrow does not think of uint64, but reads it."""
-    schema = pa.schema([field.with_type(_mapped(field.type, _plain)) for field in table.schema])
+    schema = pa.schema([field.with_type(_mapped(field.type, _plain)) for field in guessed])
+    table = _parsed(file, block, schema, strict=True)
     for index, field in enumerate(schema):
         if large(table.column(index)):
             whole = field.with_type(_mapped(field.type, _unsigned))
             with suppress(pa.ArrowException):
-                _parse(data, pa.schema([whole]), strict=False)
+                _parse(block.data, pa.schema([whole]), strict=False)
                 schema = schema.set(index, whole)
     return schema
 
@@ -151,7 +154,7 @@ class JsonLinesSource(FileSource):
             for block in blocks(file):
                 table = _parsed(file, block, None, strict=True)
                 if table.num_rows:
-                    return _typed(block.data, table)
+                    return _typed(file, block, table.schema)
         raise SourceError(f"{self._files[0].name!r} holds no rows", "at least one, to know the columns by")
 
     def _read(self, file: File, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
@@ -165,7 +168,7 @@ class JsonLinesSource(FileSource):
             yield from table.select(columns).combine_chunks().to_batches(max_chunksize=max_rows)
 
     def _some_columns(self, file: File, block: Block, schema: pa.Schema) -> pa.Table:
-        nested = {field.name: field.type for field in schema if field.type.num_fields}
+        nested = {field.name: field.type for field in schema if pa.types.is_nested(field.type)}
         if nested:
             with suppress(pa.ArrowException):
                 return _parse(block.data, self._stored, strict=True).select(schema.names)

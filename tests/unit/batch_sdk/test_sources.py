@@ -217,6 +217,14 @@ def test_columns_that_nobody_reads_may_come_later(tmp_path, monkeypatch):
     assert read(path, ["text"]).to_pydict() == {"text": ["a", "a", "a", "b"]}
 
 
+def test_lists_of_nothing_but_nulls(tmp_path):
+    rows = [{"x": [None, None]}, {"x": [None]}, {"x": None}, {"x": []}]
+    path = put(tmp_path / "t.jsonl", lines(*map(json.dumps, rows)))
+    assert read(path).to_pylist() == rows
+    path = put(tmp_path / "t.jsonl", lines(*map(json.dumps, rows), '{"x": [7]}'))
+    assert read(path)["x"].to_pylist()[-1] == [7]
+
+
 def test_named_columns_let_others_come_and_go(jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 16)
     path = put(tmp_path / "t.jsonl", lines(*GOOD, '{"new": {"x": 1}, "text": "b", "id": 4}'))
@@ -226,12 +234,15 @@ def test_named_columns_let_others_come_and_go(jobs, tmp_path, monkeypatch):
         jobs.generate(path)
 
 
-@pytest.mark.parametrize("columns", [["m"], ["m", "id"], ["list"]])
+@pytest.mark.parametrize("columns", [["m"], ["m", "id"], ["list"], ["e"]])
 @pytest.mark.parametrize("block", [16, 110])
 def test_fields_inside_a_column_that_is_read_are_not_dropped(tmp_path, monkeypatch, columns, block):
     monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
-    row = {"id": 1, "m": {"a": 1, "n": {"x": None}}, "list": [{"a": 1}]}
-    late = [row | {"m": {"a": 1, "b": 2}, "list": [None, {"a": 1, "b": 2}], "new": 3}, {"id": 2}]
+    row = {"id": 1, "m": {"a": 1, "n": {"x": None}}, "list": [{"a": 1}], "e": {}}
+    late = [
+        row | {"m": {"a": 1, "b": 2}, "list": [None, {"a": 1, "b": 2}], "e": {"b": 2}, "new": 3},
+        {"id": 2},
+    ]
     some, all_ = [json.dumps(row | {"odd": 3})] * 3, [json.dumps(row)] * 3
     path = put(tmp_path / "t.jsonl", lines(*some, *all_))
     assert read(path, columns).to_pylist() == [{name: row[name] for name in columns}] * 6
