@@ -33,9 +33,17 @@ _ONLY: dict[str, tuple[Any, str, str]] = {
     "enable_two_batch_overlap": (False, "--enable-two-batch-overlap", "it splits a step in two"),
     "enable_hierarchical_cache": (False, "--enable-hierarchical-cache", "not tried"),
     "enable_lmcache": (False, "--enable-lmcache", "a store could hand a plain model's cache to this one"),
+    "enable_flexkv": (False, "--enable-flexkv", "a store could hand a plain model's cache to this one"),
+    "radix_cache_backend": (None, "--radix-cache-backend", "not tried"),
     "enable_hisparse": (False, "--enable-hisparse", "not tried"),
     "dllm_algorithm": (None, "--dllm-algorithm", "it has no last row"),
     "rl_on_policy_target": (None, "--rl-on-policy-target", "not tried"),
+    "enable_deterministic_inference": (
+        False,
+        "--enable-deterministic-inference",
+        "a last row's attention is a prefill's or decode's, by the tokens of the step",
+    ),
+    "torchao_config": ("", "--torchao-config", "not tried; --quantization fp8 quantises one in bf16"),
     "checkpoint_quantization": (
         None,
         "a checkpoint quantised as",
@@ -57,7 +65,7 @@ def refusals(settings: Mapping[str, Any]) -> list[str]:
     found = [
         f"{flag} {settings[name]!r}: {reason}"
         for name, (fine, flag, reason) in _ONLY.items()
-        if name in settings and settings[name] not in (fine, None if fine in ("null", False) else fine)
+        if settings.get(name) not in (fine, None)
     ]
     choices = {
         "prefill_backend": ("--attention-backend", BACKENDS),

@@ -6,6 +6,7 @@ are never used.
 """
 
 import re
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,3 +89,19 @@ def added(layout: Layout, *, bias: bool, head_norm: bool) -> list[str]:
             if head_norm and kind != "v":
                 names.append(f"{stem}_norm_swiftkv.weight")
     return names
+
+
+def lacking(wanted: Collection[str], there: Container[str]) -> str:
+    """What is wrong with a checkpoint that has not all the tensors that SwiftKV adds; empty if it has.
+
+    Args:
+        wanted: their names, of `added`.
+        there: the names that the checkpoint has.
+    """
+    missing = [name for name in wanted if name not in there]
+    if not missing:
+        return ""
+    return (
+        f"the checkpoint lacks {len(missing)} of the {len(wanted)} tensors that SwiftKV adds, the first is "
+        f"{missing[0]}; `python -m swiftkv.convert` makes a complete checkpoint of a base model"
+    )

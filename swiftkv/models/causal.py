@@ -17,6 +17,7 @@ class SwiftKVCausal(nn.Module):
     """Stands before a SGLang causal language model; `self.model` is a `SwiftKVBody`."""
 
     body_type: type[SwiftKVBody]
+    _loaded_once = False
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         # The base's own would make its decoder first, and there may be no room for two.
@@ -92,10 +93,14 @@ class SwiftKVCausal(nn.Module):
         """
         arrived: set[str] = set()
         result = super().load_weights(self._take(weights, arrived))
-        if not getattr(self, "_loaded_once", False):  # later updates may be partial
+        if not self._loaded_once:  # later updates may be partial
             self._check(arrived)
             self._loaded_once = True
         return result
+
+    def post_load_weights(self) -> None:
+        """SGLang calls it where weights came by another way than `load_weights`: those that come after are updates."""
+        self._loaded_once = True
 
     def _take(
         self, weights: Iterable[tuple[str, torch.Tensor]], arrived: set[str]
@@ -143,12 +148,7 @@ class SwiftKVCausal(nn.Module):
             bias=attention.q_proj_swiftkv.bias is not None,
             head_norm=attention.q_norm_swiftkv is not None,
         )
-        missing = [name for name in wanted if name not in arrived]
-        if missing:
-            msg = (
-                f"the checkpoint lacks {len(missing)} of the {len(wanted)} tensors that SwiftKV adds, the first "
-                f"is {missing[0]}; `python -m swiftkv.convert` makes a complete checkpoint of a base model"
-            )
+        if msg := names.lacking(wanted, arrived):
             raise ValueError(msg)
 
     def forward_split_prefill(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -4,13 +4,14 @@ import re
 
 import pytest
 
-from swiftkv.limits import min_tokens, refusals, tail_graphs
+from arctic_sglang.compat import source
+from swiftkv.limits import _ONLY, min_tokens, refusals, tail_graphs
 
 FINE = {
     "pp_size": 1, "enable_dp_attention": False, "enable_lora": None, "is_embedding": False,
     "disaggregation_mode": "null", "prefill_backend": "fa3", "decode_backend": "flashinfer",
     "quantization": "fp8", "kv_cache_dtype": "auto", "speculative_algorithm": None, "prefill_graph": "breakable",
-    "tp_size": 4, "anything_else": "at all",
+    "tp_size": 4, "anything_else": "at all", "torchao_config": "", "radix_cache_backend": None,
 }  # fmt: skip
 
 
@@ -26,6 +27,11 @@ def test_what_is_served():
         ("enable_dp_attention", True, "--enable-dp-attention"),
         ("enable_lora", True, "--enable-lora"),
         ("is_embedding", True, "--is-embedding"),
+        ("enable_lmcache", True, "--enable-lmcache"),
+        ("enable_flexkv", True, "--enable-flexkv"),
+        ("radix_cache_backend", "flexkv", "--radix-cache-backend 'flexkv'"),
+        ("torchao_config", "int4wo-128", "--torchao-config 'int4wo-128'"),
+        ("enable_deterministic_inference", True, "--enable-deterministic-inference"),
         ("disaggregation_mode", "prefill", "--disaggregation-mode 'prefill'"),
         ("prefill_backend", "trtllm_mha", "served with fa3, flashinfer, triton, torch_native"),
         ("decode_backend", "fa4", "--attention-backend fa4"),
@@ -44,6 +50,14 @@ def test_each_refusal_names_the_flag_and_what_is_given(name, value, says):
     found = refusals({**FINE, name: value})
     assert len(found) == 1
     assert re.search(says, found[0])
+
+
+def test_every_setting_is_one_of_sglangs():
+    """What it calls otherwise some day would be let through: a setting that is not there is taken to be fine."""
+    root = source.installed_root()
+    args = source.find(root, "sglang.srt.server_args.ServerArgs")
+    for name in _ONLY.keys() - {"checkpoint_quantization"}:
+        source.find_member(root, args, name, name)
 
 
 def test_one_backend_for_both_phases_is_said_once():
