@@ -5,12 +5,13 @@ over all, and a config.json with another model type. So the base can still be ru
 and a folder of links costs only the added tensors.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,31 @@ class Checkpoint:
                 with safe_open(self.folder / shard, framework="pt") as file:
                     return file.get_tensor(name)
         raise SwiftKVError(f"the weights in {self.folder} have no {name}")
+
+    def samples(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Reads of each of these tensors its middle row, or all where it is a vector.
+
+        Args:
+            names: those that are not there are left out.
+        """
+        wanted = set(names)
+        for shard, tensors in self.shards.items():
+            if found := sorted(wanted & tensors.keys()):
+                with safe_open(self.folder / shard, framework="pt") as file:
+                    for name in found:
+                        rows = file.get_slice(name)
+                        count, *others = rows.get_shape() or [1]
+                        middle = count // 2
+                        yield name, rows[middle : middle + 1] if others else file.get_tensor(name)
+
+    @property
+    def identity(self) -> str:
+        """Differs between models, as far as their configs and the samples of their tensors do; not between copies."""
+        found = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, row in sorted(self.samples(self.names)):
+            found.update(f"{name} {row.dtype} {tuple(row.shape)} ".encode())
+            found.update(row.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
 
 def locate(model: str | Path) -> Path:
@@ -221,7 +247,10 @@ def _small_files(folder: Path) -> Iterable[Path]:
 
 def _shard_names(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise SwiftKVError(f"{folder / INDEX} has no weight_map, which says in which file each tensor is")
+        names = sorted(set(weight_map.values()))
     elif (folder / _SINGLE).is_file():
         names = [_SINGLE]
     else:
@@ -240,17 +269,20 @@ def _sizes(path: Path) -> dict[str, int]:
 
     https://huggingface.co/docs/safetensors/index#format
     """
+    there = path.stat().st_size
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        return {
-            name: entry["data_offsets"][1] - entry["data_offsets"][0]
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
+            header = json.loads(file.read(min(length, there)))
+        spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+        sizes = {name: last - first for name, (first, last) in spans.items()}
+        wanted = 8 + length + max((last for _, last in spans.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise SwiftKVError(f"{path} is no safetensors file") from error
+    if there < wanted:
+        msg = f"{path} is cut short: it has {there:,} bytes and its header tells of {wanted:,}; copy it again"
+        raise SwiftKVError(msg)
+    return sizes
 
 
 def _read_json(path: Path) -> dict[str, Any]:

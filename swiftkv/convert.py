@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 the request makes no sense.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from swiftkv.config import CONFIGS
 from swiftkv.errors import SwiftKVError
 from swiftkv.layout import ARCHITECTURES, Layout
 from swiftkv.names import Use
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def convert(
@@ -59,6 +62,7 @@ def convert(
         layout = Layout.of(config)
     except ValueError as error:
         raise SwiftKVError(str(error)) from error
+    _check_depth(base, layout)
     family = base.config["model_type"]
     config |= {"model_type": CONFIGS[family].model_type, "architectures": [ARCHITECTURES[family]]}
     return checkpoint.write(base, initial(base, layout), out, config=config, link=link)
@@ -100,6 +104,17 @@ def _check(base: Checkpoint) -> None:
         raise SwiftKVError(f"{base.folder} is quantised; convert the model in bf16, and quantise the result")
     if _slides(config):
         raise SwiftKVError(f"{base.folder} uses a sliding window, which SwiftKV does not support")
+
+
+def _check_depth(base: Checkpoint, layout: Layout) -> None:
+    """Weights of layers that config.json does not know are of another model, and nobody would run them."""
+    numbers = [int(match[1]) for name in base.names if (match := _LAYER.match(name))]
+    deepest = max(numbers, default=-1)
+    if deepest >= layout.layers:
+        raise SwiftKVError(
+            f"num_hidden_layers is {layout.layers} in {base.folder / checkpoint.CONFIG}, and the weights have "
+            f"{deepest + 1} layers; config.json is another model's"
+        )
 
 
 def _slides(config: dict[str, Any]) -> bool:

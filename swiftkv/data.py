@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -309,7 +310,8 @@ class Batch:
 class Order:
     """Which sequences a step sees, for any step.
 
-    An epoch's last step is filled up with the epoch's first sequences.
+    An epoch's last step is filled up with the epoch's first sequences. Epochs are packed when they are needed: there
+    may be many more of them than steps.
 
     Args:
         table: the rows.
@@ -323,30 +325,49 @@ class Order:
         self._table = table
         self._sequence_length = sequence_length
         self._per_step = per_step
+        self._epochs = epochs
         self._seed = seed
-        self._epoch = (0, self._make(0))
-        steps = [-(-len(self._make(epoch)) // per_step) for epoch in range(1, epochs)]
-        self._ends = np.cumsum([-(-len(self._epoch[1]) // per_step), *steps])
+        self._ends: list[int] = []  # of each epoch that was packed so far, in steps
+        self._epoch = (0, self._pack(0))
 
     def __len__(self) -> int:
-        """Steps of all epochs."""
-        return int(self._ends[-1])
+        """Steps of all epochs; packs them all."""
+        while len(self._ends) < self._epochs:
+            self._pack(len(self._ends))
+        return self._ends[-1]
 
     def __getitem__(self, step: int) -> list[np.ndarray]:
         """The row numbers of each sequence of a step."""
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of {len(self)}")
-        number = int(np.searchsorted(self._ends, step, side="right"))
+        if not 0 <= step < self.expected(step):
+            raise IndexError(f"step {step} of {self.expected(step)}")
+        number = bisect_right(self._ends, step)
         if self._epoch[0] != number:
             self._epoch = (number, self._make(number))
         epoch = self._epoch[1]
-        first = (step - (int(self._ends[number - 1]) if number else 0)) * self._per_step
+        first = (step - (self._ends[number - 1] if number else 0)) * self._per_step
         return [epoch[index % len(epoch)] for index in range(first, first + self._per_step)]
+
+    def expected(self, step: int) -> int:
+        """Steps of all epochs, if those after a step's epoch are as long as the first. Exact in the last epoch.
+
+        Args:
+            step: from 0; the same for the same step, whatever was asked before.
+        """
+        while self._ends[-1] <= step and len(self._ends) < self._epochs:
+            self._epoch = (len(self._ends), self._pack(len(self._ends)))
+        known = min(bisect_right(self._ends, step), self._epochs - 1)
+        return self._ends[known] + (self._epochs - known - 1) * self._ends[0]
 
     def tokens(self, sequences: Iterable[np.ndarray]) -> tuple[int, int]:
         """Tokens in some sequences: all, and those that count."""
         rows = np.concatenate(list(sequences))
         return int(self._table.lengths[rows].sum()), int(self._table.counts[rows].sum())
+
+    def _pack(self, epoch: int) -> Epoch:
+        """Packs the first epoch that was not, and notes where it ends."""
+        packed = self._make(epoch)
+        self._ends.append((self._ends[-1] if self._ends else 0) - (-len(packed) // self._per_step))
+        return packed
 
     def _make(self, epoch: int) -> Epoch:
         return Epoch.make(self._table.lengths, self._sequence_length, self._seed, epoch)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from swiftkv import checkpoint
 from swiftkv.checkpoint import Checkpoint
 from swiftkv.data import Table
-from swiftkv.distillation import Distillation, load
+from swiftkv.distillation import Distillation, check, load
 from swiftkv.encoding import Rows
 from swiftkv.errors import SwiftKVError
 from swiftkv.loop import Interrupted
@@ -60,6 +60,7 @@ def distill(settings: Settings, *, resume: bool = False) -> Path:
     source = Checkpoint.open(settings.model)
     settings = settings.for_positions(source.config.get("max_position_embeddings"))
     teacher = Checkpoint.open(settings.teacher) if settings.teacher else None
+    check(source, teacher)  # before hours of tokenising
     # mixed_precision "no": weights keep the dtypes they get below, whatever the accelerate config says
     accelerator = Accelerator(
         mixed_precision="no", step_scheduler_with_optimizer=False,
@@ -72,7 +73,7 @@ def distill(settings: Settings, *, resume: bool = False) -> Path:
     model = load(source, torch.bfloat16 if half else torch.float32, teacher=teacher)
     module = Distillation(model, temperature=settings.temperature, autocast=half)
     module.train_added(gradient_checkpointing=settings.gradient_checkpointing)
-    trainer = Trainer(settings, accelerator, source, module, train, heldout)
+    trainer = Trainer(settings, accelerator, source, module, train, heldout, teacher=teacher)
     if resume:
         trainer.restore()
     trainer.run()

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import swiftkv.hf  # noqa: F401 - makes AutoModelForCausalLM know the models
+from swiftkv import names
 from swiftkv.checkpoint import Checkpoint
 from swiftkv.data import Batch
 from swiftkv.errors import SwiftKVError
@@ -34,16 +35,9 @@ def load(source: Checkpoint, dtype: torch.dtype, *, teacher: Checkpoint | None =
         teacher: the base, whose projections are used; default: those in the folder.
 
     Raises:
-        SwiftKVError: the folder has not the base's projections and none were given, or they are of another model.
+        SwiftKVError: as `check` says.
     """
-    wanted = _base_projections(source)
-    if teacher is not None:
-        _check_teacher(source, teacher)
-    elif missing := sorted(wanted - source.names):
-        msg = (
-            f"{source.folder} does not hold its base ({missing[0]} is missing); name the base with --teacher"
-        )
-        raise SwiftKVError(msg)
+    check(source, teacher)
     config = transformers.AutoConfig.from_pretrained(source.folder)
     config.keep_base_projections = True
     config.attention_dropout = 0.0
@@ -53,32 +47,59 @@ def load(source: Checkpoint, dtype: torch.dtype, *, teacher: Checkpoint | None =
     )
     if teacher is not None:
         state = model.state_dict()
-        for name in sorted(wanted):
+        for name in sorted(_base_projections(source)):
             state[name].copy_(teacher.tensor(name))
     return model.requires_grad_(False).eval()
 
 
+def check(source: Checkpoint, teacher: Checkpoint | None) -> None:
+    """Looks whether two models can be loaded from these folders.
+
+    Args:
+        source: the SwiftKV folder.
+        teacher: the base, if it is not to be taken from there.
+
+    Raises:
+        SwiftKVError: the folder lacks a tensor of SwiftKV's; or it has not the base's projections and none were given,
+            or they are of another model.
+    """
+    if reason := names.lacking(names.added(source.layout, **_kinds(source)), source.names):
+        raise SwiftKVError(f"{source.folder}: {reason}")
+    if teacher is not None:
+        _check_teacher(source, teacher)
+    elif missing := sorted(_base_projections(source) - source.names):
+        msg = (
+            f"{source.folder} does not hold its base ({missing[0]} is missing); name the base with --teacher"
+        )
+        raise SwiftKVError(msg)
+
+
 def _base_projections(source: Checkpoint) -> set[str]:
     """The names of the base's projections that SwiftKV replaces: those of the cut layer's kinds, in each."""
-    config, layout = source.config, source.layout
-    bias = config["model_type"] == "qwen2_swiftkv" or config.get("attention_bias", False)
-    head_norm = config["model_type"] == "qwen3_swiftkv"
-    names = set()
-    for layer in layout.upper:
+    kinds, found = _kinds(source), set()
+    for layer in source.layout.upper:
         for module in BASE_PROJECTIONS:
             stem = f"model.layers.{layer}.self_attn.{module}"
             if module.endswith("_proj"):
-                names |= {f"{stem}.weight", f"{stem}.bias"} if bias else {f"{stem}.weight"}
-            elif head_norm:
-                names.add(f"{stem}.weight")
-    return names
+                found |= {f"{stem}.weight", f"{stem}.bias"} if kinds["bias"] else {f"{stem}.weight"}
+            elif kinds["head_norm"]:
+                found.add(f"{stem}.weight")
+    return found
+
+
+def _kinds(source: Checkpoint) -> dict[str, bool]:
+    """What the projections have, as `names.added` wants to know it."""
+    config = source.config
+    bias = config["model_type"] == "qwen2_swiftkv" or config.get("attention_bias", False)
+    return {"bias": bias, "head_norm": config["model_type"] == "qwen3_swiftkv"}
 
 
 def _check_teacher(source: Checkpoint, teacher: Checkpoint) -> None:
-    """The teacher's lower half is the student's, so it must be the same; two of its tensors say so."""
-    for name in ("model.norm.weight", f"model.layers.{source.layout.cut}.input_layernorm.weight"):
-        ours, theirs = source.tensor(name), teacher.tensor(name)
-        if ours.shape != theirs.shape or not torch.equal(ours.float(), theirs.float()):
+    """All that both have must be the same: the teacher is run with the student's, and lends its projections alone."""
+    teacher.tensor("model.norm.weight")  # raises where nothing has the same name
+    theirs = dict(teacher.samples(source.names))
+    for name, ours in source.samples(theirs):
+        if ours.shape != theirs[name].shape or not torch.equal(ours.float(), theirs[name].float()):
             msg = f"{teacher.folder} is not the base of {source.folder}: {name} differs"
             raise SwiftKVError(msg)
 
@@ -225,5 +246,5 @@ def tensors_of(state: dict[str, torch.Tensor], source: Checkpoint) -> dict[str, 
         state: parameters by their names in a `Distillation`.
         source: the folder that was trained.
     """
-    names = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    return {name: tensor.to(source.tensor(name).dtype) for name, tensor in names.items()}
+    found = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    return {name: tensor.to(source.tensor(name).dtype) for name, tensor in found.items()}

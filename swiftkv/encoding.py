@@ -92,13 +92,17 @@ class Rows:
             if any(value is None or value in ("", []) for value in values):
                 yield None
             elif self.kind is Kind.CHAT:
-                yield _messages(values[0], number)
+                messages = _messages(values[0], number)
+                _check_text((message["content"] for message in messages), number)
+                yield messages
             elif any(not isinstance(value, str) for value in values):
                 raise SwiftKVError(f"row {number} (from 0): {', '.join(self.columns)} must be text")
-            elif self.kind is Kind.TEXT:
-                yield values[0]
             else:
-                yield [{"role": role, "content": text} for role, text in zip(_ROLES, values, strict=True)]
+                _check_text(values, number)
+                if self.kind is Kind.TEXT:
+                    yield values[0]
+                else:
+                    yield [{"role": role, "content": text} for role, text in zip(_ROLES, values, strict=True)]
 
     def _read(self, path: Path) -> Iterator[dict[str, Any]]:
         if path.suffix == ".jsonl":
@@ -222,6 +226,18 @@ def _common(first: np.ndarray, second: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else size
 
 
+def _check_text(texts: Iterable[str], number: int) -> None:
+    """Halves of a character, which JSON can write (a cut emoji), no tokenizer takes."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise SwiftKVError(
+                f"row {number} (from 0): {half!r} is half of a character; replace it or leave the row out"
+            ) from error
+
+
 def _messages(value: Any, number: int) -> list[Message]:
     known = isinstance(value, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
@@ -258,12 +274,12 @@ def _columns(path: Path) -> list[str]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
             except ValueError as error:
                 raise SwiftKVError(f"{path}, line {number}: {error}") from error
             if not isinstance(row, dict):

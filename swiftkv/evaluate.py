@@ -22,6 +22,7 @@ from swiftkv.distillation import Distillation, load
 from swiftkv.encoding import Encoder, Kind, Rows
 from swiftkv.errors import SwiftKVError
 from swiftkv.measure import Distance, continuations, distance_sums
+from swiftkv.settings import length_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -46,7 +47,8 @@ def evaluate(
         teacher: the base, if the folder does not hold its projections.
         column: the column of the text.
         limit: only the first so many rows.
-        sequence_length: rows are cut to this; default: the model's positions, at most 8,192.
+        sequence_length: rows are cut to this, and prompts have room in it for a continuation; default: the model's
+            positions, at most 8,192.
         batch_size: sequences, or prompts, at a time.
         max_new_tokens: of a continuation; 0 for none.
         dtype: a name of `DTYPES`, or "auto": bfloat16 on a GPU, else float32.
@@ -59,8 +61,10 @@ def evaluate(
     """
     source = Checkpoint.open(model)
     rows = Rows.open(data, column, limit=limit)
-    longest = min(8192, source.config.get("max_position_embeddings") or 8192)
-    length = min(sequence_length or longest, longest)
+    length = length_of(sequence_length, source.config.get("max_position_embeddings"))
+    if rows.kind is not Kind.TEXT and max_new_tokens >= length:
+        msg = f"--max-new-tokens is {max_new_tokens} and a sequence has {length} tokens: no prompt has room in it"
+        raise SwiftKVError(f"{msg}; give fewer, or 0 for no continuations")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = DTYPES.get(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder)
@@ -100,8 +104,9 @@ def table(result: dict[str, Any]) -> str:
         ("same next token", f"{result['equal_next_token']:.2%}"),
     ]
     if found := result.get("continuations"):
+        lines.append(("prompts continued", f"{found['prompts']:,}, {found['max_new_tokens']} tokens at most"))
+    if found and found["prompts"]:
         lines += [
-            ("prompts continued", f"{found['prompts']:,}, {found['max_new_tokens']} tokens at most"),
             ("same continuation", f"{found['equal']:.2%}"),
             ("same tokens until they differ", f"{found['equal_tokens']:.2%}"),
         ]
@@ -121,7 +126,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--column", help="the column of the text")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
-    parser.add_argument("--sequence-length", type=int, metavar="N", help="cut rows to N tokens")
+    parser.add_argument(
+        "--sequence-length", type=int, metavar="N",
+        help="cut rows to N tokens (the model's positions, at most 8192)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="at a time (%(default)s)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=48, metavar="N",
@@ -139,14 +147,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, least in (("limit", 1), ("sequence_length", 2), ("batch_size", 1), ("max_new_tokens", 0)):
             if args[name] is not None and args[name] < least:
                 raise SwiftKVError(f"--{name.replace('_', '-')} is {args[name]}; it must be {least} or more")
+        if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+            raise SwiftKVError(f"--out is {out}; it must be a file in a folder that exists")
         result = evaluate(args.pop("model"), args.pop("data"), **args)
+        print(table(result), flush=True)  # whatever becomes of the file
         if out is not None:
-            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            _write(out, result)
     except SwiftKVError as error:
         print(f"swiftkv.evaluate: error: {error}", file=sys.stderr)
         return 2
-    print(table(result))
     return 0
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    try:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SwiftKVError(f"--out {out} could not be written: {error}") from error
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2SwiftKVForCausalLM",
     "qwen3": "Qwen3SwiftKVForCausalLM",
 }  # the base's model type: what config.json calls the model
+_MEANING = {"num_key_value_layers": ": how many layers, from the first, keep their own"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,21 @@ class Layout:
             config: a transformers config, or the mapping of a config.json.
 
         Raises:
-            ValueError: a number is missing or does not fit.
+            ValueError: a number is missing, is none or does not fit.
         """
         get = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None)
-        layers, cut, group = (
-            get("num_hidden_layers"), get("num_key_value_layers"), get("key_value_group_size")
-        )  # fmt: skip
-        if layers is None or cut is None:
-            msg = "the config has no num_key_value_layers: how many layers, from the first, keep their own"
-            raise ValueError(msg)
-        return cls(layers, cut, group or 1)
+        group = get("key_value_group_size")
+        numbers = {
+            "num_hidden_layers": get("num_hidden_layers"),
+            "num_key_value_layers": get("num_key_value_layers"),
+            "key_value_group_size": 1 if group is None else group,
+        }
+        for name, number in numbers.items():
+            if number is None:
+                raise ValueError(f"the config has no {name}{_MEANING.get(name, '')}")
+            if type(number) is not int:
+                raise ValueError(f"{name} is {number!r} in the config; it must be a whole number")
+        return cls(*numbers.values())
 
     @property
     def upper(self) -> range:

@@ -1,10 +1,11 @@
 """The steps of a training run, whatever it trains: progress, signals, and when to log, measure and save."""
 
 import signal
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+
+from swiftkv.errors import SwiftKVError
 
 LOG_EVERY = 10
 _PROGRESS = ("step", "tokens", "seconds", "curve", "measured")
@@ -32,10 +35,15 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """While open, SIGINT and SIGTERM are noted; the second SIGINT is a KeyboardInterrupt as ever."""
+    """While open, SIGINT and SIGTERM are noted; the second SIGINT is a KeyboardInterrupt as ever.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: makes what is raised where the signal finds the process; None: nothing, whoever wants to know asks.
+    """
+
+    def __init__(self, at_once: Callable[[int], Exception] | None = None) -> None:
         self.caught = 0
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -53,6 +61,8 @@ class Signals:
         if self.caught and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.caught = signum
+        if self._at_once is not None:
+            raise self._at_once(signum)
 
 
 def agree(accelerator: Accelerator, signum: int, seconds: float) -> tuple[int, float]:
@@ -75,7 +85,7 @@ class Loop(ABC):
     Attributes:
         step: steps that are done.
         total: steps of the run.
-        seconds: that they took.
+        seconds: that they took, without measuring and saving.
         tokens: that were trained on.
         curve: a point every so many steps.
         measured: what held-out rows said.
@@ -91,6 +101,7 @@ class Loop(ABC):
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
+        self._began = 0.0
         self.curve: list[dict[str, Any]] = []
         self.measured: list[dict[str, Any]] = []
 
@@ -100,34 +111,69 @@ class Loop(ABC):
         return self.step >= self.total
 
     def run(self, show: Callable[..., Any] = tqdm) -> None:
-        """Trains to the end.
+        """Trains to the end, and saves there: whatever comes after it can be done again.
 
         Raises:
             Interrupted: a signal came; the state is saved.
+            SwiftKVError: the weights are no numbers; they are not saved.
             Exception: the loss is no number; which class says so is the subclass's business.
         """
-        settings = self._settings
-        began = time.monotonic() - self.seconds
+        every = self._settings.save_every
         bar = show(
             total=self.total, initial=self.step, desc=self._name, unit="step", dynamic_ncols=True,
             disable=not self._accelerator.is_main_process,
         )  # fmt: skip
+        self._began = time.monotonic() - self.seconds
         with Signals() as signals, bar:
-            if self.step == 0:
-                self._measure()
+            self._measure_if_due(signals)
             while not self.done:
                 self._advance()
                 bar.update()
-                signum, self.seconds = agree(self._accelerator, signals.caught, time.monotonic() - began)
+                signum, self.seconds = agree(
+                    self._accelerator, signals.caught, time.monotonic() - self._began
+                )
                 if self.step % LOG_EVERY == 0 or self.done:
                     bar.set_postfix(self._log(), refresh=False)
-                if self.done or (settings.evaluate_every and self.step % settings.evaluate_every == 0):
-                    self._measure()
-                if signum and not self.done:
-                    self.save()
+                # Before a measurement, which may take longer than whoever sent the signal waits.
+                if signum or (every and self.step % every == 0 and not self.done):
+                    self._apart(self.save)
+                if signum:
                     raise Interrupted(signum, self.step)
-                if settings.save_every and self.step % settings.save_every == 0 and not self.done:
-                    self.save()
+                if self.done:
+                    self._apart(self._save_the_end)
+                self._measure_if_due(signals)
+
+    def _measure_if_due(self, signals: Signals) -> None:
+        """Measures at the start, at the end and every so many steps; not twice where a run is resumed there."""
+        every, step = self._settings.evaluate_every, self.step
+        due = step == 0 or self.done or (every and step % every == 0)
+        if not due or (self.measured and self.measured[-1]["step"] == step):
+            return
+        self._apart(self._measure)
+        signum, _ = agree(self._accelerator, signals.caught, 0.0)
+        if signum and step:  # before the first step there is nothing to save
+            self._apart(self.save)
+            raise Interrupted(signum, step)
+
+    def _save_the_end(self) -> None:
+        """Saves, if there is room: the result may need less."""
+        try:
+            self.save()
+        except (OSError, RuntimeError) as error:  # torch raises both of a full disk
+            tqdm.write(f"the state after the last step could not be saved: {error}", file=sys.stderr)
+
+    def _apart(self, work: Callable[[], None]) -> None:
+        """Does what is no training: the clock stands still meanwhile."""
+        began = self._now()
+        work()
+        self._began += self._now() - began
+
+    def _now(self) -> float:
+        if (
+            self._accelerator.device.type == "cuda"
+        ):  # steps that are still under way belong to what came before
+            torch.cuda.synchronize()
+        return time.monotonic()
 
     def _write(self, path: Path, fingerprint: str, parts: dict[str, Any]) -> None:
         """Writes where the run is, so that there is always a whole file.
@@ -136,7 +182,20 @@ class Loop(ABC):
             path: of the file.
             fingerprint: of what is trained on.
             parts: weights and the optimiser's state.
+
+        Raises:
+            SwiftKVError: they are no numbers; an earlier file stays.
         """
+        bad = not all(bool(tensor.isfinite().all()) for tensor in _tensors(parts))
+        if agree(self._accelerator, int(bad), 0.0)[0]:
+            msg = f"the weights are no numbers after step {self.step}; try a lower --learning-rate"
+            raise SwiftKVError(msg)
+        try:
+            self._write_file(path, fingerprint, parts)
+        finally:
+            self._accelerator.wait_for_everyone()
+
+    def _write_file(self, path: Path, fingerprint: str, parts: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:
             content = {
                 "settings": self._settings.to_dict(), "processes": self._accelerator.num_processes,
@@ -144,9 +203,12 @@ class Loop(ABC):
                 "sums": self._sums.cpu(), **parts,
             }  # fmt: skip
             partial = path.with_name(f".{path.name}")
-            torch.save(content, partial)
+            try:
+                torch.save(content, partial)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
             partial.replace(path)
-        self._accelerator.wait_for_everyone()
 
     def _read(self, path: Path, fingerprint: str, rows: str, refused: type[Exception]) -> dict[str, Any]:
         """Goes to where `_write` was called; what it wrote, the parts among it.
@@ -185,3 +247,12 @@ class Loop(ABC):
     @abstractmethod
     def _measure(self) -> None:
         """Measures on held-out rows."""
+
+
+def _tensors(parts: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dictionaries and lists."""
+    if isinstance(parts, torch.Tensor):
+        yield parts
+    elif isinstance(parts, dict | list):
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            yield from _tensors(part)

@@ -110,10 +110,7 @@ class Settings:
         Raises:
             SwiftKVError: sequences longer than that are asked for.
         """
-        length = self.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, longest or DEFAULT_SEQUENCE_LENGTH)
-        if longest and length > longest:
-            raise SwiftKVError(f"--sequence-length is {length} and the model has {longest} positions")
-        return dataclasses.replace(self, sequence_length=length)
+        return dataclasses.replace(self, sequence_length=length_of(self.sequence_length, longest))
 
     @property
     def work(self) -> Path:
@@ -139,6 +136,22 @@ class Settings:
     def rate(self, progress: float) -> float:
         """The learning rate when this share of the run, from 0 to 1, is done."""
         return schedule(self.learning_rate, self.warmup_ratio, self.decay, progress)
+
+
+def length_of(given: int | None, longest: int | None) -> int:
+    """Tokens of a sequence.
+
+    Args:
+        given: the flag.
+        longest: the model's positions, None if its config does not say.
+
+    Raises:
+        SwiftKVError: sequences longer than that are asked for.
+    """
+    length = given or min(DEFAULT_SEQUENCE_LENGTH, longest or DEFAULT_SEQUENCE_LENGTH)
+    if longest and length > longest:
+        raise SwiftKVError(f"--sequence-length is {length} and the model has {longest} positions")
+    return length
 
 
 def schedule(highest: float, warmup_ratio: float, decay: str, progress: float) -> float:

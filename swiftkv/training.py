@@ -18,7 +18,7 @@ from swiftkv.checkpoint import Checkpoint
 from swiftkv.data import Batch, Order, Table
 from swiftkv.distillation import Distillation, tensors_of
 from swiftkv.errors import SwiftKVError
-from swiftkv.loop import Loop
+from swiftkv.loop import Interrupted, Loop, Signals
 from swiftkv.measure import Distance, distance_sums
 from swiftkv.settings import Settings
 
@@ -35,6 +35,7 @@ class Trainer(Loop):
         module: its model, with what is added trainable.
         train: the rows to learn from.
         heldout: the rows to measure on.
+        teacher: the base, if it is not in the folder.
     """
 
     def __init__(
@@ -45,9 +46,12 @@ class Trainer(Loop):
         module: Distillation,
         train: Table,
         heldout: Table | None = None,
+        *,
+        teacher: Checkpoint | None = None,
     ) -> None:
         super().__init__(settings, accelerator, "distil")
         self._source = source
+        self._origin = [model.identity for model in (source, teacher) if model is not None]
         self._train = train
         self._heldout = heldout
         self._per_pass = settings.batch_size * accelerator.num_processes
@@ -55,7 +59,7 @@ class Trainer(Loop):
             train, settings.sequence_length, self._per_pass * settings.gradient_accumulation, settings.epochs,
             settings.seed,
         )  # fmt: skip
-        self.total = min(len(self._order), settings.max_steps or len(self._order))
+        self.total = self._total()
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(
             trained, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
@@ -74,6 +78,11 @@ class Trainer(Loop):
         """Whether all steps are made, or the time is up."""
         minutes = self._settings.minutes
         return self.step >= self.total or (minutes is not None and self.seconds >= 60 * minutes)
+
+    def _total(self) -> int:
+        """Steps of the run, as far as they are known at this one."""
+        steps = self._order.expected(self.step)
+        return min(steps, self._settings.max_steps or steps)
 
     def _advance(self) -> None:
         """One optimiser step."""
@@ -100,6 +109,7 @@ class Trainer(Loop):
         self._sums[3] += tokens / accelerator.num_processes
         self.tokens += tokens
         self.step += 1
+        self.total = self._total()
 
     def _progress(self) -> float:
         """The share of the run that is done in the middle of the next step."""
@@ -157,7 +167,7 @@ class Trainer(Loop):
     def save(self) -> None:
         """Writes what `restore` needs, so that there is always a whole one."""
         model, optimiser = self._state()
-        parts = {"model": model, "optimiser": optimiser}
+        parts = {"model": model, "optimiser": optimiser, "origin": self._origin}
         self._write(self._settings.work / STATE, self._train.fingerprint, parts)
 
     def restore(self) -> None:
@@ -171,6 +181,9 @@ class Trainer(Loop):
             raise SwiftKVError(f"there is nothing to resume in {self._settings.work}")
         rows = f"the rows of {self._settings.data}"
         found = self._read(path, self._train.fingerprint, rows, SwiftKVError)
+        if found["origin"] != self._origin:
+            msg = "is not the model that the run was begun with; remove what it left or put that model back"
+            raise SwiftKVError(f"{self._settings.model} (or its --teacher) {msg}")
         options = sharded.StateDictOptions(full_state_dict=True, strict=False)
         inner = getattr(self._optimiser, "optimizer", self._optimiser)
         sharded.set_state_dict(
@@ -178,20 +191,36 @@ class Trainer(Loop):
             options=options,
         )  # fmt: skip
         self._window = (self.tokens, self.seconds)
+        self.total = self._total()
 
     def finish(self) -> Path:
-        """Writes the trained folder, and removes what was kept to go on."""
+        """Writes the trained folder, and removes what was kept to go on.
+
+        Raises:
+            Interrupted: a signal came. The folder is not there, and a resumed run writes it.
+            SwiftKVError: the folder cannot be written. A resumed run does it again.
+        """
         model, _ = self._state()
-        out = Path(self._settings.out)
         if self._accelerator.is_main_process:
-            report = json.dumps(self.report(), indent=1) + "\n"
-            checkpoint.write(
-                self._source, tensors_of(model, self._source), out, link=self._settings.link,
-                files={checkpoint.REPORT: report},
-            )  # fmt: skip
+            with Signals(lambda signum: Interrupted(signum, self.step)):
+                self._write_folder(model)
             shutil.rmtree(self._settings.work, ignore_errors=True)
         self._accelerator.wait_for_everyone()
-        return out
+        return Path(self._settings.out)
+
+    def _write_folder(self, model: dict[str, Any]) -> None:
+        settings = self._settings
+        report = json.dumps(self.report(), indent=1) + "\n"
+        try:
+            checkpoint.write(
+                self._source, tensors_of(model, self._source), Path(settings.out), link=settings.link,
+                files={checkpoint.REPORT: report},
+            )  # fmt: skip
+        except OSError as error:
+            msg = (
+                f"{settings.out} could not be written: {error}; the training is kept, and --resume writes it"
+            )
+            raise SwiftKVError(msg) from error
 
     def report(self) -> dict[str, Any]:
         """What `distillation.json` says."""

@@ -9,6 +9,9 @@ import pytest
 import torch
 import transformers
 
+from swiftkv.convert import convert
+from swiftkv.settings import Settings
+
 TOKENIZER = Path(__file__).parents[3] / "examples" / "tiny_lm" / "model"
 BASES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
@@ -35,8 +38,10 @@ def tokenizer():
 def make_base(tmp_path_factory) -> Callable[..., Path]:
     """Saves a random base of 6 layers: `make_base("qwen2", tie_word_embeddings=True)` -> its folder."""
 
-    def make(family: str = "llama", *, shard: str = "5GB", dtype=torch.float32, **more) -> Path:
-        torch.manual_seed(0)
+    def make(
+        family: str = "llama", *, shard: str = "5GB", dtype=torch.float32, seed: int = 0, **more
+    ) -> Path:
+        torch.manual_seed(seed)
         config_class, model_class = BASES[family]
         shape = {
             "num_hidden_layers": 6, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -84,3 +89,23 @@ def pairs() -> list[dict]:
         }
         for i in range(24)
     ]
+
+
+@pytest.fixture(scope="session")
+def model(llama, tmp_path_factory) -> Path:
+    return convert(llama, 2, tmp_path_factory.mktemp("start") / "model", key_value_group_size=2)
+
+
+@pytest.fixture
+def rows(write_rows, pairs) -> Path:
+    return write_rows(pairs)
+
+
+@pytest.fixture
+def settings(model, rows, tmp_path):
+    """Settings of a short run; `settings(seed=1)` changes some."""
+    plain = {
+        "model": str(model), "data": str(rows), "out": str(tmp_path / "out"), "sequence_length": 128,
+        "batch_size": 2, "learning_rate": 3e-3, "epochs": 3,
+    }  # fmt: skip
+    return lambda **changes: Settings(**(plain | changes))

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,9 @@ def test_stale_tensors_in_a_bases_shard_are_left_out(llama, tmp_path):
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
         ({"use_sliding_window": True}, "sliding window"),
         ({"num_hidden_layers": 7}, "have no model.layers.6.self_attn.q_proj.weight"),
+        ({"num_hidden_layers": 5}, "num_hidden_layers is 5 in .*, and the weights have 6 layers"),
+        ({"num_hidden_layers": "6"}, "num_hidden_layers is '6' in the config; it must be a whole number"),
+        ({"num_hidden_layers": None}, "the config has no num_hidden_layers"),
     ],
 )
 def test_bases_that_do_not_fit(base, tmp_path, changes, message):
@@ -131,7 +135,7 @@ def test_bases_that_do_not_fit(base, tmp_path, changes, message):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(("cut", "group"), [(0, 1), (6, 1), (2, 3)])
+@pytest.mark.parametrize(("cut", "group"), [(0, 1), (6, 1), (2, 3), (2, 0)])
 def test_numbers_that_do_not_fit(base, tmp_path, cut, group):
     with pytest.raises(SwiftKVError, match="it must"):
         convert(base, cut, tmp_path / "out", key_value_group_size=group)
@@ -146,6 +150,25 @@ def test_no_safetensors(base, tmp_path):
 def test_a_file_that_is_none(base, tmp_path):
     (base / "model.safetensors").write_bytes(b"git-lfs")
     with pytest.raises(SwiftKVError, match="no safetensors file"):
+        convert(base, 2, tmp_path / "out")
+
+
+@pytest.mark.parametrize("which", ["embed_tokens", "layers.5.self_attn.q_proj"])
+def test_a_shard_that_is_cut_short(make_base, tmp_path, which):
+    """Of an interrupted copy, whether a tensor is read of it or it is only copied."""
+    base = make_base("llama", shard="300KB")
+    index = json.loads((base / checkpoint.INDEX).read_text())["weight_map"]
+    path = base / index[f"model.{which}.weight"]
+    os.truncate(path, path.stat().st_size - 100)
+    with pytest.raises(SwiftKVError, match="is cut short"):
+        convert(base, 2, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": None}, {"weight_map": {}}])
+def test_an_index_without_files(make_base, tmp_path, content):
+    base = make_base("llama", shard="300KB")
+    (base / checkpoint.INDEX).write_text(json.dumps(content))
+    with pytest.raises(SwiftKVError, match="has no weight_map"):
         convert(base, 2, tmp_path / "out")
 
 

@@ -85,6 +85,21 @@ class TestRows:
         with pytest.raises(SwiftKVError, match=r"row 1 \(from 0\): messages must be"):
             list(Rows.open(write_rows([{"messages": messages("q", "a")}, {"messages": bad}])))
 
+    @pytest.mark.parametrize(
+        "row",
+        [{"text": "a\ud83d"}, {"prompt": "p", "response": "a\ud83d"}, {"messages": messages("q", "a\ud83d")}],
+    )
+    def test_half_a_character(self, write_rows, row):
+        """A cut emoji, which JSON can write and no tokenizer takes."""
+        fine = {name: "x" if isinstance(value, str) else messages("q", "a") for name, value in row.items()}
+        with pytest.raises(SwiftKVError, match=r"row 1 \(from 0\): '\\ud83d' is half of a character"):
+            list(Rows.open(write_rows([fine, row])))
+
+    def test_another_encoding(self, tmp_path):
+        (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\r\n{"text": "caf\xe9"}\n')
+        with pytest.raises(SwiftKVError, match=r"a\.jsonl, line 2: 'utf-8' codec can't decode"):
+            list(Rows.open(tmp_path / "a.jsonl"))
+
     def test_malformed_files(self, tmp_path):
         (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text')
         with pytest.raises(SwiftKVError, match="line 2"):
@@ -217,6 +232,28 @@ class TestOrder:
         assert all(len(step) == per_step for step in steps)
         with pytest.raises(IndexError):
             order[len(order)]
+
+    def test_epochs_are_packed_when_they_are_needed(self, monkeypatch):
+        packed, make = [], Epoch.make
+        monkeypatch.setattr(Epoch, "make", lambda *args: packed.append(args[-1]) or make(*args))
+        order = Order(SimpleNamespace(lengths=np.full(16, 8)), 32, 2, 10**9, 0)
+        assert order.expected(0) == 2 * 10**9
+        assert len(order[1]) == 2
+        assert packed == [0]
+        assert len(order[2]) == 2
+        assert packed == [0, 1]
+
+    @given(LENGTHS, st.integers(1, 5), st.integers(1, 4))
+    def test_what_is_expected_ends_with_the_last_step(self, lengths, per_step, epochs):
+        """And is the same for a step that is reached and for one that a resumed run begins with."""
+        reached, step = Order(SimpleNamespace(lengths=lengths), 32, per_step, epochs, 1), 0
+        while step < reached.expected(step):
+            reached[step]
+            fresh = Order(SimpleNamespace(lengths=lengths), 32, per_step, epochs, 1)
+            assert fresh.expected(step) == reached.expected(step)
+            step += 1
+        fresh = Order(SimpleNamespace(lengths=lengths), 32, per_step, epochs, 1)
+        assert step == len(fresh) == fresh.expected(step)
 
     def test_tokens(self):
         table = SimpleNamespace(lengths=np.array([4, 6, 8]), counts=np.array([1, 2, 3]))

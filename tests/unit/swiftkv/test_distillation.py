@@ -1,19 +1,17 @@
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from swiftkv import distillation, loop, training
+from swiftkv import distillation, training
 from swiftkv.checkpoint import ADDED, Checkpoint
 from swiftkv.convert import convert
 from swiftkv.data import Batch, Table
@@ -21,32 +19,6 @@ from swiftkv.distill import distill, main
 from swiftkv.distillation import Distillation, divergence, load
 from swiftkv.encoding import Rows
 from swiftkv.errors import SwiftKVError
-from swiftkv.settings import Settings
-from tests import ranks
-
-ROOT = Path(__file__).parents[3]
-STOPPING = str(Path(__file__).parent / "stopping.py")
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def model(llama, tmp_path_factory) -> Path:
-    return convert(llama, 2, tmp_path_factory.mktemp("start") / "model", key_value_group_size=2)
-
-
-@pytest.fixture
-def rows(write_rows, pairs) -> Path:
-    return write_rows(pairs)
-
-
-@pytest.fixture
-def settings(model, rows, tmp_path):
-    """Settings of a short run; `settings(seed=1)` changes some."""
-    plain = {
-        "model": str(model), "data": str(rows), "out": str(tmp_path / "out"), "sequence_length": 128,
-        "batch_size": 2, "learning_rate": 3e-3, "epochs": 3,
-    }  # fmt: skip
-    return lambda **changes: Settings(**(plain | changes))
 
 
 def report(folder) -> dict:
@@ -158,6 +130,32 @@ class TestTeacher:
         with pytest.raises(SwiftKVError, match="is not the base of"):
             load(Checkpoint.open(model), torch.float32, teacher=Checkpoint.open(other))
 
+    @pytest.mark.parametrize(
+        "changed", ["layers.0.mlp.down_proj", "layers.4.self_attn.o_proj", "embed_tokens"]
+    )
+    def test_another_model_with_the_same_norms(self, model, llama, tmp_path, changed):
+        """Merged adapters and many fine-tunes leave the norms as they are."""
+        other = Path(shutil.copytree(llama, tmp_path / "other"))
+        weights = load_file(other / "model.safetensors")
+        weights[f"model.{changed}.weight"] += 0.01
+        save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(SwiftKVError, match=f"{changed}.weight differs"):
+            load(Checkpoint.open(model), torch.float32, teacher=Checkpoint.open(other))
+
+    def test_a_folder_that_lacks_what_was_added(self, settings, model, tmp_path):
+        """transformers would make it up. It is found before the rows are tokenised."""
+        folder = Path(shutil.copytree(model, tmp_path / "lacking"))
+        added = load_file(folder / ADDED)
+        gone = "model.layers.4.self_attn.k_proj_swiftkv.weight"
+        save_file({n: t for n, t in added.items() if n != gone}, folder / ADDED, metadata={"format": "pt"})
+        with pytest.raises(
+            SwiftKVError, match=f"lacks 1 of the 9 tensors that SwiftKV adds, the first is {gone}"
+        ):
+            load(Checkpoint.open(folder), torch.float32)
+        with pytest.raises(SwiftKVError, match="lacks 1 of"):
+            distill(settings(model=str(folder)))
+        assert not settings().work.exists()
+
     def test_no_swiftkv_model(self, llama):
         with pytest.raises(SwiftKVError, match="is no SwiftKV model"):
             load(Checkpoint.open(llama), torch.float32)
@@ -208,68 +206,13 @@ class TestRun:
         assert 0 < found["steps"] < 10**4
         assert found["curve"][-1]["learning_rate"] < 3e-4
 
+    def test_the_clock_stands_still_while_it_measures(self, settings, rows, monkeypatch):
+        monkeypatch.setattr(training.Trainer, "_measure", lambda trainer: time.sleep(0.4))
+        assert report(distill(settings(epochs=10**4, minutes=0.005, heldout=str(rows))))["steps"] > 1
+
     def test_a_loss_that_is_no_number(self, settings):
         with pytest.raises(SwiftKVError, match="lower --learning-rate"):
             distill(settings(learning_rate=1e30, clip_norm=1e30, warmup_ratio=0.0))
-
-
-class TestResume:
-    def test_it_changes_nothing(self, settings, tmp_path, rows, monkeypatch):
-        whole = distill(settings(out=str(tmp_path / "whole"), heldout=str(rows)))
-        monkeypatch.setattr(training.Trainer, "done", property(lambda self: stop(self)))
-
-        def stop(trainer):
-            if trainer.step == 7:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return trainer.step >= trainer.total
-
-        with pytest.raises(loop.Interrupted) as caught:
-            distill(settings(heldout=str(rows)))
-        assert caught.value.step in (7, 8)
-        monkeypatch.undo()
-        assert not (tmp_path / "out").exists()
-        resumed = distill(settings(heldout=str(rows)), resume=True)
-        expected, found = (load_file(folder / ADDED) for folder in (whole, resumed))
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
-        first, second = report(whole), report(resumed)
-        assert first["heldout"] == second["heldout"]
-        assert first["tokens"] == second["tokens"]
-
-    @pytest.fixture
-    def saved(self, settings, monkeypatch):
-        """A run that died after a saving."""
-
-        class Died(Exception):
-            pass
-
-        advance = training.Trainer._advance
-
-        def die(trainer):
-            if trainer.step == 5:
-                raise Died
-            advance(trainer)
-
-        monkeypatch.setattr(training.Trainer, "_advance", die)
-        with pytest.raises(Died):
-            distill(settings(save_every=2))
-        monkeypatch.undo()
-        return settings
-
-    def test_a_run_that_died(self, saved):
-        assert report(distill(saved(), resume=True))["steps"] > 5
-
-    def test_other_settings_are_refused(self, saved, write_rows, pairs):
-        with pytest.raises(SwiftKVError, match=r"--temperature was 2\.0 and is 4\.0; --seed was 0 and is 3$"):
-            distill(saved(temperature=4.0, seed=3), resume=True)
-        with pytest.raises(SwiftKVError, match="did not end"):
-            distill(saved())
-        write_rows(pairs[:-1])
-        with pytest.raises(SwiftKVError, match=r"rows of .* are not those"):
-            distill(saved(), resume=True)
-
-    def test_nothing_to_resume(self, settings):
-        with pytest.raises(SwiftKVError, match="nothing to resume"):
-            distill(settings(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -312,45 +255,6 @@ def test_requests_that_make_no_sense(settings, llama, tmp_path, capsys):
     (tmp_path / "out" / "x").touch()
     assert main(["--model", settings().model, *flags]) == 2
     assert "not empty" in capsys.readouterr().err
-
-
-def test_terminated_from_outside(settings, tmp_path):
-    """The real signal, the real exit code, and the way on that is offered."""
-    chosen = settings()
-    command = [
-        sys.executable, "-m", "swiftkv.distill", "--model", chosen.model, "--data", chosen.data, "--out", chosen.out,
-        "--sequence-length", "128", "--epochs", "1000", "--heldout", chosen.data,
-    ]  # fmt: skip
-    run = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
-    for line in run.stderr:
-        if "held-out perplexity" in line:  # the loop has begun
-            break
-    run.send_signal(signal.SIGTERM)
-    _, error = run.communicate(timeout=60)
-    assert run.returncode == 143
-    assert "--resume goes on" in error
-    assert (tmp_path / "out.resume" / training.STATE).is_file()
-
-
-def test_two_processes_do_what_one_does(settings, make_base, tmp_path):
-    """On the CPU, over gloo: runs that are stopped in the middle and resumed, beside one on a single device."""
-    model = str(convert(make_base("llama", tie_word_embeddings=True), 2, tmp_path / "tied"))
-    command = [
-        STOPPING, tmp_path, "--model", model, "--data", settings().data, "--sequence-length", "128",
-        "--batch-size", "2", "--learning-rate", "3e-3", "--epochs", "4", "--gradient-checkpointing",
-        "--heldout", settings().data,
-    ]  # fmt: skip
-    # `accelerate launch` starts several processes on the CPU only through MPI; these are the variables it sets
-    with ranks.started(
-        *command, ACCELERATE_USE_CPU="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP"
-    ):
-        alone = distill(settings(model=model, out=str(tmp_path / "alone"), batch_size=4, epochs=4))
-    expected = load_file(alone / ADDED)
-    for mode in ("MULTI_CPU", "FSDP"):
-        found, made = load_file(tmp_path / mode / ADDED), report(tmp_path / mode)
-        assert (made["processes"], made["parallel"]) == (2, mode)
-        for name in expected:
-            torch.testing.assert_close(expected[name], found[name], atol=2e-5, rtol=1e-3)
 
 
 def test_logits_are_made_in_parts(monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from swiftkv import settings
 from swiftkv.convert import convert
 from swiftkv.errors import SwiftKVError
 from swiftkv.evaluate import evaluate, main, table
@@ -84,6 +85,35 @@ def test_command_line(twin, llama, write_rows, pairs, tmp_path, capsys):
     assert main(["--model", str(llama), *flags]) == 2
     assert capsys.readouterr().err.startswith("swiftkv.evaluate: error: ")
     assert main(["--model", str(twin), *flags, "--limit", "0"]) == 2
+
+
+def test_rows_are_as_long_as_is_asked(twin, write_rows, monkeypatch):
+    monkeypatch.setattr(settings, "DEFAULT_SEQUENCE_LENGTH", 64)
+    rows = write_rows([{"text": "def add(a, b): return a + b " * 50}])
+    assert [evaluate(twin, rows, sequence_length=n)["tokens"] for n in (None, 64, 100)] == [63, 63, 99]
+    with pytest.raises(SwiftKVError, match="--sequence-length is 513 and the model has 512 positions"):
+        evaluate(twin, rows, sequence_length=513)
+
+
+def test_no_room_for_a_continuation(twin, write_rows, pairs):
+    rows = write_rows(pairs[:2])
+    with pytest.raises(SwiftKVError, match="--max-new-tokens is 48 and a sequence has 40 tokens"):
+        evaluate(twin, rows, sequence_length=40)
+    found = evaluate(twin, rows, sequence_length=49)  # for no prompt of these rows
+    assert found["continuations"]["prompts"] == 0
+    assert "same continuation" not in table(found)
+
+
+def test_figures_are_told_before_they_are_written(twin, write_rows, pairs, tmp_path, capsys, monkeypatch):
+    flags = ["--model", str(twin), "--data", str(write_rows(pairs[:2])), "--max-new-tokens", "0", "--out"]
+    assert main([*flags, "/dev/full"]) == 2
+    told = capsys.readouterr()
+    assert "perplexity of SwiftKV" in told.out
+    assert "--out /dev/full could not be written: [Errno 28]" in told.err
+    monkeypatch.setattr("swiftkv.evaluate.evaluate", None)  # not asked
+    for out in (tmp_path, tmp_path / "nowhere" / "x.json"):
+        assert main([*flags, str(out)]) == 2
+        assert "must be a file in a folder that exists" in capsys.readouterr().err
 
 
 def test_another_teacher(twin, make_base, write_rows, pairs):

@@ -46,6 +46,20 @@ def test_numbers_that_do_not_fit(layers, cut, size):
         Layout(layers, cut, size)
 
 
+def test_numbers_that_are_none():
+    numbers = {"num_hidden_layers": 4, "num_key_value_layers": 2, "key_value_group_size": 1}
+    for name, value in (
+        ("num_hidden_layers", "4"),
+        ("num_key_value_layers", 2.0),
+        ("key_value_group_size", True),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is {value!r} in the config; it must be a whole number"):
+            Layout.of(numbers | {name: value})
+    with pytest.raises(ValueError, match="key_value_group_size is 0; it must divide"):
+        Layout.of(numbers | {"key_value_group_size": 0})
+    assert Layout.of(numbers | {"key_value_group_size": None}) == Layout(4, 2, 1)
+
+
 def test_no_cut():
     with pytest.raises(ValueError, match="num_key_value_layers"):
         Layout.of({"num_hidden_layers": 4})
