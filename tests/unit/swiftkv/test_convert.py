@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import swiftkv.hf  # noqa: F401  makes the models known
 from swiftkv import checkpoint
 from swiftkv.checkpoint import ADDED, Checkpoint
 from swiftkv.convert import convert, main
