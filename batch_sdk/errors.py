@@ -87,7 +87,7 @@ class RowErrorKind(StrEnum):
     NULL_INPUT = "null_input"
     """The text, or a column that the template prints, is null."""
     PROMPT_ERROR = "prompt_error"
-    """The template failed on this row's values, or they are not valid UTF-8."""
+    """The template failed on this row's values, or Python cannot hold them: no UTF-8, a date beyond the year 9999."""
     TOO_LONG = "too_long"
     """The input has more tokens than the model's context takes."""
     REJECTED = "rejected"

@@ -18,6 +18,7 @@ import batch_sdk
 from batch_sdk import cli
 from batch_sdk.engines.dummy import DummyEngine
 from batch_sdk.errors import EngineError, OutputError
+from batch_sdk.show import generated_rows
 from batch_sdk.sinks import parquet, place
 from batch_sdk.sources import open_source
 
@@ -316,3 +317,11 @@ def test_rows_are_shown_from_every_kind(capsys, tmp_path, monkeypatch, memory, o
         pq.write_table(rows, "in.parquet")
         assert cli.main(["embed", *common, "--column", "text"]) == 0
         assert says in capsys.readouterr().out
+
+
+def test_values_that_python_cannot_hold_are_shown_as_such(jobs, tmp_path):
+    far = pa.array([0, 2**50], pa.int64()).view(pa.timestamp("s"))
+    jobs.generate(pa.table({"text": ["a", "b"], "far": far}), output=tmp_path / "o.parquet")
+    shown = generated_rows(str(tmp_path / "o.parquet"), 2)
+    assert "1970-01-01" in shown
+    assert "cannot hold" in shown
