@@ -41,7 +41,7 @@ class Instance:
     Attributes:
         name: for messages.
         send: hands an `EmbedBlock` or `DropBlocks` over; does not wait.
-        vital: its end is the server's: among equals it comes last, and with what another one died with in any case.
+        vital: its end is the server's, so what another one died with goes elsewhere as long as there is another.
         tokens: of the blocks that it holds.
         small_tokens: of those, tokens of small requests.
         answered: blocks that it has answered so far.
@@ -226,7 +226,8 @@ class FrontDoor:
             held = instance.small_tokens if small else instance.tokens - instance.small_tokens
             if not held or held + len(job.block.ids) <= limit:
                 found.append(instance)
-        return min(found, key=lambda i: (job.deaths > 0 and i.vital, i.tokens, i.vital), default=None)
+        # Of equals the first: a health check of an idle server waits for an answer of SGLang's own scheduler.
+        return min(found, key=lambda i: (job.deaths > 0 and i.vital, i.tokens), default=None)
 
     @staticmethod
     def _account(instance: Instance, block: EmbedBlock, sign: int) -> None:

@@ -182,6 +182,19 @@ def test_the_least_loaded_engine_gets_the_next_block(front):
     asyncio.run(main())
 
 
+def test_an_idle_front_door_asks_the_first_instance(front):
+    """SGLang's health check goes by the answers of its own scheduler, which is the first."""
+
+    async def main():
+        first, second = Engine(front, "first"), Engine(front, "second")
+        first.instance.vital = True
+        for _ in range(3):
+            await serve([first, second], start(front.embed(make_rows(1))))
+        assert (len(first.seen), len(second.seen)) == (3, 0)
+
+    asyncio.run(main())
+
+
 def test_a_small_request_goes_ahead_of_a_large_one(front):
     async def main():
         engine = Engine(front)
@@ -352,9 +365,10 @@ def test_a_dying_instances_error_is_not_a_requests(front):
 
 def test_a_block_that_kills_its_instances_ends_its_request_and_not_the_server(front):
     async def main():
+        replicas = [Engine(front, f"replica {n}") for n in range(2)]
         server = Engine(front, "server")
         server.instance.vital = True
-        replicas = [Engine(front, f"replica {n}") for n in range(3)]
+        replicas.append(Engine(front, "replica 2"))
         poison = start(front.embed(TokenRows.from_lists([[666]])))
         dead = []
         while not poison.done():
@@ -378,7 +392,7 @@ def test_a_block_that_kills_its_instances_ends_its_request_and_not_the_server(fr
 
 def test_what_another_one_died_with_goes_to_the_server_where_nobody_else_is(front):
     async def main():
-        server, replica = Engine(front, "server"), Engine(front, "replica")
+        replica, server = Engine(front, "replica"), Engine(front, "server")
         server.instance.vital = True
         task = start(front.embed(TokenRows.from_lists([[1, 2]])))
         await turn()
