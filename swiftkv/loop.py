@@ -169,9 +169,8 @@ class Loop(ABC):
         self._began += self._now() - began
 
     def _now(self) -> float:
-        if (
-            self._accelerator.device.type == "cuda"
-        ):  # steps that are still under way belong to what came before
+        """The time when all steps so far are done: a GPU may be behind."""
+        if self._accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         return time.monotonic()
 
