@@ -217,10 +217,9 @@ class Trainer(Loop):
                 files={checkpoint.REPORT: report},
             )  # fmt: skip
         except OSError as error:
-            msg = (
-                f"{settings.out} could not be written: {error}; the training is kept, and --resume writes it"
-            )
-            raise SwiftKVError(msg) from error
+            kept = (settings.work / STATE).is_file()
+            way = "the same command with --resume goes on" if kept else "nothing of the run could be saved"
+            raise SwiftKVError(f"{settings.out} could not be written: {error}; {way}") from error
 
     def report(self) -> dict[str, Any]:
         """What `distillation.json` says."""
