@@ -30,14 +30,8 @@ def servers(tiny_model_dir, minilm_dir, tmp_path_factory):
     )
     generating = ["--model-path", tiny_model_dir, "--constrained-json-disable-any-whitespace"]
     embedding = ["--config", str(config)]
-    fast = [
-        "--model-path",
-        minilm_dir,
-        "--is-embedding",
-        "--enable-fast-embedding",
-        "--cpu-threads-per-rank",
-        "1",
-    ]
+    # Without --is-embedding: SGLang makes an embedding server of a BertModel by itself.
+    fast = ["--model-path", minilm_dir, "--enable-fast-embedding", "--cpu-threads-per-rank", "1"]
     fast += ["--api-key", "secret", "--enable-metrics"]
     with contextlib.ExitStack() as stack:
         started = [
