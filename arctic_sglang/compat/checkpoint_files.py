@@ -61,9 +61,5 @@ def _model_config(args: Any) -> dict[str, Any]:
             file = hf_hub_download(args.model_path, "config.json", revision=args.revision)
             config = json.loads(Path(file).read_text(encoding="utf-8"))
         return {**config, **json.loads(args.json_model_override_args)}
-    except (
-        OSError,
-        TypeError,
-        ValueError,
-    ):  # not on the hub, or broken, about which SGLang has its own words
+    except (OSError, TypeError, ValueError):  # not there or broken, about which SGLang has its own words
         return {}
