@@ -12,6 +12,8 @@ from swiftkv.models.body import SwiftKVBody
 from swiftkv.models.tail import Tail, nothing_goes_up, tail_of
 from swiftkv.models.tail_graphs import TailGraphs
 
+_FLOATS = {torch.float32, torch.float16, torch.bfloat16}
+
 
 class SwiftKVCausal(nn.Module):
     """Stands before a SGLang causal language model; `self.model` is a `SwiftKVBody`."""
@@ -133,6 +135,11 @@ class SwiftKVCausal(nn.Module):
             self._copy(keys_values.head_norms[group].weight, tensor)
         elif found.use is names.Use.QUERY:
             parameter = getattr(attention.q_proj_swiftkv, found.suffix)
+            if {
+                tensor.dtype,
+                parameter.dtype,
+            } <= _FLOATS:  # of fp8's parameters SGLang's loader refuses a cast
+                tensor = tensor.to(parameter.dtype)
             parameter.weight_loader(parameter, tensor)
         else:
             keys_values.load(group, found.use is names.Use.VALUE, found.suffix, tensor)

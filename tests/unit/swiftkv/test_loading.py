@@ -22,7 +22,11 @@ class Stock(nn.Module):
 class Model(SwiftKVCausal, Stock):
     def __init__(self):
         nn.Module.__init__(self)
-        query = SimpleNamespace(bias=None, weight=SimpleNamespace(weight_loader=lambda *loaded: None))
+        self.queries = []
+        weight = SimpleNamespace(
+            weight_loader=lambda _, tensor: self.queries.append(tensor), dtype=torch.bfloat16
+        )
+        query = SimpleNamespace(bias=None, weight=weight)
         attention = SimpleNamespace(q_proj_swiftkv=query, q_norm_swiftkv=None)
         self.model = SimpleNamespace(
             layout=Layout(4, 2, 1), layers=[SimpleNamespace(self_attn=attention)] * 4,
@@ -47,6 +51,8 @@ def test_updates_may_be_partial():
     model.load_weights(SOME)
     assert model.given == [SOME[0][0]]
     assert model.model.norm_swiftkv.weight.tolist() == [1] * 4
+    # a float32 checkpoint in bf16: SGLang's loader of fp8 weights casts nothing itself
+    assert {tensor.dtype for tensor in model.queries} == {torch.bfloat16}
 
 
 def test_weights_that_were_made_up_are_replaced_piece_by_piece():
