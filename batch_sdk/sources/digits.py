@@ -1,7 +1,8 @@
 """Whole numbers that a column of doubles would round: they are found, so that no digit is lost in silence.
 
 Arrow's readers of text take a column for doubles if one of its numbers has a point, or is no int64. From 2**53 on
-that costs digits, which for an id are all that matters.
+that costs digits, which for an id are all that matters. Writers of JSON put down a double without a point too, by the
+fewest digits that tell it from others, and then zeros: `1152921504606847000` is 2**60. Such a number comes back.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def large(column: pa.Array | pa.ChunkedArray) -> bool:
 
 
 def first_rounded(texts: pa.Array) -> int | None:
-    """Return the first of these strings that is a whole number which a double does not hold."""
+    """Return the first of these strings that is a whole number which a double would round."""
     for row in np.flatnonzero(pc.match_substring_regex(texts, _LONG).to_numpy(zero_copy_only=False)).tolist():
         if rounded(Decimal(texts[row].as_py().strip())):
             return row
@@ -39,5 +40,6 @@ def first_rounded(texts: pa.Array) -> int | None:
 
 
 def rounded(number: Decimal) -> bool:
-    """Whether a double does not hold this whole number."""
-    return Decimal(float(number)) != number
+    """Whether a double neither holds this whole number nor is written so."""
+    near = float(number)
+    return number not in (Decimal(near), Decimal(repr(near)))

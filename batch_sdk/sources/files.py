@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import lzma
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ PathLike = str | os.PathLike[str]
 
 _ASIDE = ("_", ".")
 """Names in directories that begin so are somebody's bookkeeping."""
+_LOST = "lost+found"
+"""What a file system keeps in its root, for the superuser alone."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -126,7 +129,7 @@ def _find(text: str) -> list[File]:
 
 
 def _inside(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the files below a folder, also those behind links, but for links to a folder that they are in."""
+    """Yield the files below a folder, also those behind links, but for links to a folder that is met anyway."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -134,12 +137,27 @@ def _inside(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
         with os.scandir(folder) as entries:
             found = list(entries)
     except OSError as error:
-        raise SourceError(f"{folder!r} cannot be read: {error.strerror}") from error
+        if above and os.path.basename(folder) == _LOST:
+            warnings.warn(f"{folder!r} cannot be read ({error.strerror}) and is left out", stacklevel=2)
+            return
+        raise SourceError(
+            f"{folder!r} cannot be read: {error.strerror}",
+            "a directory that can be read with all below it",
+            "name the files that are wanted by a glob",
+        ) from error
     for entry in found:
         if entry.is_dir() and not entry.name.startswith(_ASIDE):
-            yield from _inside(entry.path, (*above, real))
+            if not (entry.is_symlink() and _met(entry.path, (*above, real))):
+                yield from _inside(entry.path, (*above, real))
         elif entry.is_file():
             yield entry.path
+
+
+def _met(link: str, above: tuple[str, ...]) -> bool:
+    """Whether a link's folder is found below one of these by itself: its rows would come twice."""
+    real = Path(os.path.realpath(link))
+    inner = [real.relative_to(folder).parts for folder in above if real.is_relative_to(folder)]
+    return any(not any(part.startswith(_ASIDE) for part in parts) for parts in inner)
 
 
 def _refuse_unfinished(paths: Sequence[Path]) -> None:

@@ -152,7 +152,7 @@ def test_outputs_that_would_destroy_something(jobs, files, tmp_path):
     for output in (files, files / "a.parquet", f"local://{files}/a.parquet", tmp_path):
         with pytest.raises(OutputError, match="input's own place"):
             jobs.generate(files, output=output, overwrite=True)
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "lost+found").rename(tmp_path / "mine")
     (tmp_path / "mine" / "thesis.doc").touch()
     with pytest.raises(OutputError, match=r"thesis\.doc"):
         jobs.generate(files, output=tmp_path / "mine", overwrite=True)
@@ -324,6 +324,40 @@ def test_links_are_followed_in_directories_as_in_globs(jobs, tmp_path):
     (tmp_path / "e" / "round").symlink_to(tmp_path / "d")
     (tmp_path / "d" / "itself").symlink_to(tmp_path / "d")
     assert jobs.generate(tmp_path / "d")["id"].to_pylist() == wanted
+
+
+def test_a_folder_comes_once_whatever_links_lead_to_it(jobs, tmp_path):
+    write(tmp_path / "d" / "2026-11-22" / "1.parquet", range(3))
+    write(tmp_path / "d" / "2026-11-23" / "2.parquet", range(3, 5))
+    (tmp_path / "d" / "latest").symlink_to("2026-11-23")
+    write(tmp_path / "e" / "new" / "3.parquet", range(5, 6))
+    (tmp_path / "e" / "latest").symlink_to("new")
+    (tmp_path / "d" / "other").symlink_to(tmp_path / "e")
+    write(tmp_path / "d" / "_store" / "4.parquet", range(6, 8))
+    (tmp_path / "d" / "stored").symlink_to("_store")
+    assert jobs.generate(tmp_path / "d")["id"].to_pylist() == list(range(8))
+
+
+def test_folders_that_cannot_be_read(jobs, tmp_path, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) in ("lost+found", "mine"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    write(tmp_path / "1.parquet", range(3))
+    (tmp_path / "lost+found").mkdir()
+    with pytest.warns(
+        UserWarning, match=r"lost\+found' cannot be read \(Permission denied\) and is left out"
+    ):
+        assert jobs.generate(tmp_path)["id"].to_pylist() == [0, 1, 2]
+    with pytest.raises(SourceError, match="cannot be read"):
+        jobs.generate(tmp_path / "lost+found")
+    (tmp_path / "lost+found").rename(tmp_path / "mine")
+    with pytest.raises(SourceError, match=r"mine' cannot be read: Permission denied; .* by a glob"):
+        jobs.generate(tmp_path)
 
 
 def test_unfinished_outputs_are_no_input_by_their_parents_either(jobs, files, tmp_path):

@@ -288,6 +288,18 @@ def test_a_double_does_not_round_whole_numbers(tmp_path, monkeypatch, wrap, bloc
     assert read(path, ["text"]).num_rows == 6
 
 
+@pytest.mark.parametrize("block", [24, 1 << 20])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_doubles_as_javascript_writes_them(tmp_path, monkeypatch, kind, block):
+    """Below 1e21 without a point: the fewest digits that tell them from others, then zeros."""
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(csv_source, "_BLOCK_BYTES", block)
+    written = ["0.5", "1152921504606847000", "123456789012345680000", "-9007199254740994"]
+    rows = written if kind == "csv" else [f'{{"energy": {number}}}' for number in written]
+    path = put(tmp_path / f"t.{kind}", lines(*["energy"] * (kind == "csv"), *rows))
+    assert read(path)["energy"].to_pylist() == [0.5, 2.0**60, 123456789012345680000.0, -(2.0**53 + 2)]
+
+
 def test_csv_that_does_not_fit_names_file_and_row(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_source, "_BLOCK_BYTES", 64)
     head, good = "id,text", ["1,a"] * 30
