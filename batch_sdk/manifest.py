@@ -38,6 +38,8 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 _PACKAGES = ("arctic-sglang", "sglang")
 _VALUE_CHARS = 60
 UNKNOWN_INPUT = "a URL, a dataset, a stream or a lazy query"
+BEGIN_ANEW = "delete the directory and begin anew, or choose another output"
+"""What is left to do where the input is unknown: it might read what `overwrite` deletes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from batch_sdk.engines import ENGINES, Engine
 from batch_sdk.engines.pace import shaping
 from batch_sdk.errors import OutputError
 from batch_sdk.folder import Folder, load_manifest
-from batch_sdk.manifest import CLASS_KEY, OBJECT_KEY, UNKNOWN_INPUT, Manifest
+from batch_sdk.manifest import BEGIN_ANEW, CLASS_KEY, OBJECT_KEY, UNKNOWN_INPUT, Manifest
 from batch_sdk.sources import open_recorded
 from batch_sdk.summary import JobSummary
 
@@ -128,7 +128,7 @@ def resume(
     if found.input is None:
         raise OutputError(
             f"{os.fspath(output)!r} was made from {UNKNOWN_INPUT}, which cannot be recognised again",
-            remedy="begin anew with overwrite=True (--overwrite)",
+            remedy=BEGIN_ANEW,
         )
     if data is None:
         if "files" not in found.input:
@@ -195,6 +195,6 @@ def hint(output: str) -> str:
     if found.input is None:
         return (
             f"{found.rows:,} rows are in {output}, and the others cannot be added: the input is {UNKNOWN_INPUT}, which "
-            "cannot be recognised again; begin anew with --overwrite"
+            f"cannot be recognised again; {BEGIN_ANEW}"
         )
     return f"{found.rows:,} rows are kept; go on with: arctic-batch resume {shlex.quote(output)}"

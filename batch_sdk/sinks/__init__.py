@@ -91,6 +91,7 @@ def open_sink(
         resume=bool(resume),
         rows_per_file=rows_per_file,
         part_seconds=part_seconds,
+        traced=source.traced,
     )
 
 

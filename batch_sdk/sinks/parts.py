@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from batch_sdk.chunks import Tally
 from batch_sdk.errors import OutputError
 from batch_sdk.folder import Folder, disk_errors, load_manifest, sync
-from batch_sdk.manifest import Manifest, Part, describe_schema, differences
+from batch_sdk.manifest import BEGIN_ANEW, Manifest, Part, describe_schema, differences
 from batch_sdk.sinks.base import Sink
 from batch_sdk.sinks.parquet import RowGroupWriter, check_parent, check_types
 from batch_sdk.sources.base import Source
@@ -54,10 +54,13 @@ def check_same(target: Path, then: Manifest, now: Manifest) -> None:
     if found:
         rest = len(found) - _DIFFERENCES_SHOWN
         more = [f"{rest} more"] if rest > 0 else []
+        known = then.input is not None and now.input is not None
         raise OutputError(
             f"{str(target)!r} belongs to another job: {', '.join(found[:_DIFFERENCES_SHOWN] + more)}",
             "the job and input that it was begun with",
-            "put that back, choose another output, or begin anew with overwrite=True (--overwrite)",
+            "put that back, choose another output, or begin anew with overwrite=True (--overwrite)"
+            if known
+            else BEGIN_ANEW,
         )
 
 
@@ -72,6 +75,7 @@ class PartsSink(Sink):
         rows_per_file: rows of a part at most.
         part_seconds: a part is closed when so much time has passed since the last one, even if it has fewer
             rows.
+        traced: whether it is known what the input reads; otherwise nobody is told to overwrite or resume.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class PartsSink(Sink):
         resume: bool = False,
         rows_per_file: int,
         part_seconds: float,
+        traced: bool = True,
     ) -> None:
         if type(rows_per_file) is not int or rows_per_file < 1:
             raise OutputError(f"rows_per_file={rows_per_file!r}", "a whole number from 1")
@@ -95,6 +100,7 @@ class PartsSink(Sink):
         self._resume = resume
         self._rows_per_file = rows_per_file
         self._part_seconds = part_seconds
+        self._traced = traced
         self._folder = Folder(self.target)
         self._manifest: Manifest | None = None
         self._writer: RowGroupWriter | None = None
@@ -149,10 +155,12 @@ class PartsSink(Sink):
             raise OutputError(
                 f"{self.where!r} exists, an unfinished job with {then.rows:,} rows",
                 "a new path",
-                f"pass {again}overwrite=True (--overwrite)",
+                f"pass {again}overwrite=True (--overwrite)" if self._traced else BEGIN_ANEW,
             )
         raise OutputError(
-            f"{self.where!r} exists", "a new path", "pass overwrite=True (--overwrite) to replace it"
+            f"{self.where!r} exists",
+            "a new path",
+            "pass overwrite=True (--overwrite) to replace it" if self._traced else BEGIN_ANEW,
         )
 
     def done(self) -> Tally:

@@ -288,11 +288,24 @@ def test_nobody_is_told_to_resume_what_cannot_be_resumed(tmp_path):
     assert "8 rows are in" in said
     assert "arctic-batch resume" not in said
     for data in (None, table):
-        with pytest.raises(OutputError, match=r"a URL, a dataset, a stream or a lazy query, .* begin anew"):
+        with pytest.raises(
+            OutputError, match=r"a URL, a dataset, a stream or a lazy query, .* delete the directory"
+        ):
             batch_sdk.resume(tmp_path / "o", data)
-    with pytest.raises(OutputError, match=r"the input is a URL, .* cannot be recognised again"):
+    with pytest.raises(
+        OutputError, match=r"the input is a URL, .* cannot be recognised again.* delete the directory"
+    ):
         run("generate", table.to_reader(), tmp_path / "o", resume=True)
+    with pytest.raises(OutputError, match=r"8 rows; wanted a new path; delete the directory and begin anew"):
+        run("generate", table.to_reader(), tmp_path / "o")
+    assert "delete the directory and begin anew, or choose another output" in said
+    with pytest.raises(OutputError, match="delete the directory first"):
+        run("generate", table.to_reader(), tmp_path / "o", overwrite=True)
     with pytest.raises(OutputError, match=r"8 rows; wanted a new path; pass overwrite=True"):
+        run("generate", table, tmp_path / "o")  # of this it is known what it reads
+    shutil.rmtree(tmp_path / "o")
+    assert run("generate", table.to_reader(), tmp_path / "o").rows == 20
+    with pytest.raises(OutputError, match=r"o' exists; wanted a new path; delete the directory"):
         run("generate", table.to_reader(), tmp_path / "o")
 
 
