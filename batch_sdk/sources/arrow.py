@@ -9,15 +9,18 @@ import pyarrow as pa
 
 from batch_sdk.errors import SourceError
 from batch_sdk.sources.base import HASHED_ROWS, Source, fingerprint_table
-from batch_sdk.sources.views import plain_batch, plain_schema
+from batch_sdk.sources.views import cast_dictionaries, plain_batch, plain_schema
 
 
 class TableSource(Source):
     """A `pyarrow.Table` or `RecordBatch`: can be read any number of times."""
 
     def __init__(self, table: pa.Table | pa.RecordBatch) -> None:
-        self._table = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
-        self._schema = plain_schema(self._table.schema)
+        own = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
+        self._own = own.schema
+        self._schema = plain_schema(own.schema)
+        # The other views are read slice by slice.
+        self._table = cast_dictionaries(own, self._schema)
 
     @property
     def schema(self) -> pa.Schema:
@@ -44,9 +47,9 @@ class TableSource(Source):
 
     def restore(self, table: pa.Table) -> pa.Table:
         """Return a table whose passed-through columns have the input's own types."""
-        own = dict(zip(self._schema, self._table.schema, strict=True))
+        own = dict(zip(self._schema, self._own, strict=True))
         schema = pa.schema([own.get(field, field) for field in table.schema])
-        return table if schema == table.schema else table.cast(schema)
+        return table if schema == table.schema else cast_dictionaries(table, schema).cast(schema)
 
 
 class StreamSource(Source):

@@ -15,8 +15,12 @@ from batch_sdk.errors import SourceError
 from batch_sdk.flow import regroup
 
 Kind = Literal["arrow", "polars"]
-HASHED_ROWS = 65_536
-"""Rows that are hashed at a time."""
+HASHED_ROWS = 4_096
+"""Rows that are hashed, and for that copied, at a time. Another number is another hash."""
+
+
+COUNTED_ROWS = 65_536
+"""Rows that are read at a time where they are only counted."""
 
 
 def fingerprint_file(path: Path) -> dict[str, Any]:
@@ -106,6 +110,21 @@ class Source(ABC):
     @abstractmethod
     def num_rows(self) -> int | None:
         """Rows in all, or None where only reading would tell."""
+
+    def count(self) -> int:
+        """Return the rows in all, reading one column if nothing else tells.
+
+        Raises:
+            SourceError: see `batches`.
+        """
+        if self.num_rows is not None:
+            return self.num_rows
+        # Rather one that costs little and has nothing to be refused.
+        plain = [
+            f.name for f in self.schema if not pa.types.is_nested(f.type) and not pa.types.is_floating(f.type)
+        ]
+        column = [*plain, *self.schema.names][:1]
+        return sum(batch.num_rows for batch in self.batches(column, COUNTED_ROWS))
 
     @abstractmethod
     def batches(self, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:

@@ -29,6 +29,30 @@ def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([plain_array(column) for column in batch.columns], schema=schema)
 
 
+def cast_dictionaries(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the table with its dictionary columns cast to the types of a schema.
+
+    Each dictionary is cast once, however many chunks and slices share it: there may be as many values as rows.
+    """
+    for index, field in enumerate(schema):
+        if pa.types.is_dictionary(field.type) and field.type != table.field(index).type:
+            table = table.set_column(index, field, _cast_dictionary(table.column(index), field.type))
+    return table
+
+
+def _cast_dictionary(column: pa.ChunkedArray, kind: pa.DictionaryType) -> pa.ChunkedArray:
+    made: dict[tuple[int, ...], pa.Array] = {}
+    chunks = []
+    for chunk in column.chunks:
+        values = chunk.dictionary
+        buffers = (0 if buffer is None else buffer.address for buffer in values.buffers())
+        place = (values.offset, len(values), *buffers)
+        if place not in made:
+            made[place] = values.cast(kind.value_type)
+        chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, made[place], ordered=kind.ordered))
+    return pa.chunked_array(chunks, kind)
+
+
 def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.large_string()

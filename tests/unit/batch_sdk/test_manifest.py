@@ -273,6 +273,18 @@ def test_a_fingerprint_does_not_depend_on_the_cut(monkeypatch):
         assert open_source(cut).fingerprint() == open_source(table).fingerprint()
 
 
+def test_a_fingerprint_takes_a_part_of_the_table_at_a_time():
+    table = pa.table({"text": pa.array(["x" * 5_000] * 16_384, pa.large_string())})
+    source = open_source(table)
+    before, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        source.fingerprint()
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < counted.max_memory() < 0.6 * table.nbytes
+
+
 def test_a_fingerprint_of_more_than_a_batch_can_hold(monkeypatch):
     concat = pa.concat_batches
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import batch_sdk
 from batch_sdk.engines.dummy import DummyEngine
+from batch_sdk.sources import open_source
 
 
 def kinds(out: pa.Table) -> list[str | None]:
@@ -128,6 +129,31 @@ def test_zero_row_batches_and_changing_dictionaries(jobs):
     out = jobs.generate(reader, batch_rows=4)
     assert out.column("text").to_pylist() == ["a", "b", "c", "d", "a", None]
     assert kinds(out)[-1] == "null_input"
+
+
+def test_a_dictionary_of_views_is_there_once(jobs):
+    """As which pyarrow gets a Polars Categorical: of as many values as there are rows, maybe."""
+    values = pl.Series("u", [f"user {i}" for i in range(100)] * 2).cast(pl.Categorical)
+    table = pa.table(pl.DataFrame({"text": ["x"] * 200, "u": values}))
+    table = pa.concat_tables([table.slice(0, 90), table.slice(90)])
+    source = open_source(table)
+    batches = [*source.batches(["u"], 10), *source.batches_from(["u"], 10, 50)]
+    out = jobs.generate(table, batch_rows=10)
+    assert out["u"].type == table["u"].type
+    assert out["u"].to_pylist() == table["u"].to_pylist()
+    for chunks in ([batch.column(0) for batch in batches], out["u"].chunks):
+        assert len(chunks) >= 20
+        assert len({chunk.dictionary.buffers()[-1].address for chunk in chunks}) == 1
+    few = pa.chunked_array(
+        [
+            pa.DictionaryArray.from_arrays(pa.array(at), pa.array(of, pa.string_view()))
+            for at, of in (([0, None, 1], ["a", "b"]), ([1], ["q", "c"]))
+        ]
+    )
+    out = jobs.generate(pa.table({"u": few, "text": ["x"] * 4}).slice(1), batch_rows=1)
+    assert out["u"].to_pylist() == [None, "b", "c"]
+    none = pa.table({"u": few.slice(0, 0), "text": pa.array([], pa.string())})
+    assert jobs.generate(none).num_rows == 0
 
 
 def test_values_reach_the_template_as_python_values(jobs):
