@@ -156,9 +156,8 @@ def _run(task: Task, table: pa.Table, engine: Engine, options: dict[str, Any]) -
 
 def _sample(source: Source, wanted: int) -> tuple[int, pa.Table]:
     """Return how many rows there are, and some from all over the table."""
-    rows = source.num_rows
-    if rows is None:
-        rows = sum(batch.num_rows for batch in _rows(source, 0, None, source.schema.names[:1]))
+    _check_rereadable(source)
+    rows = source.count()
     wanted = min(wanted, rows)
     pieces = min(_PIECES, max(1, wanted))
     batches: list[pa.RecordBatch] = []
@@ -171,11 +170,14 @@ def _sample(source: Source, wanted: int) -> tuple[int, pa.Table]:
     return rows, pa.Table.from_batches(batches, schema=source.schema)
 
 
-def _rows(source: Source, start: int, count: int | None, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _check_rereadable(source: Source) -> None:
     if not source.rereadable:
         raise SourceError(
             "a stream, which can be read only once", "a table, a frame or files", "estimate on a part of it"
         )
+
+
+def _rows(source: Source, start: int, count: int | None, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with closing(_generator(source, start, columns)) as batches:
         yield from limit(batches, count)
 

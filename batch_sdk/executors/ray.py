@@ -38,7 +38,6 @@ from batch_sdk.units import Unit
 
 # Parts that a replica gets at least, where there are rows enough: the last one to finish is not far behind.
 _PARTS_PER_REPLICA = 4
-_COUNTED_ROWS = 65_536
 _RAISED = re.compile(r"[\w.]*(Error|Exception): ")
 
 
@@ -114,9 +113,7 @@ def _check(source: Source, sink: Sink, engine: Engine) -> PartsSink:
 
 def _rows(source: Source, job: Job) -> int:
     """Return the rows of the output, counting those of files that do not say."""
-    total = source.num_rows
-    if total is None:
-        total = sum(batch.num_rows for batch in source.batches(source.schema.names[:1], _COUNTED_ROWS))
+    total = source.count()
     return total if job.limit_rows is None else min(total, job.limit_rows)
 
 

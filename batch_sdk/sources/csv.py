@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
 
 from batch_sdk.errors import SourceError
 from batch_sdk.sources.digits import first_rounded, large
@@ -19,18 +20,18 @@ _BLOCK_BYTES = 4 << 20
 
 
 @contextmanager
-def _open(file: File, **convert: Any) -> Iterator[pc.CSVStreamingReader]:
+def _open(file: File, **convert: Any) -> Iterator[pcsv.CSVStreamingReader]:
     try:
         with file.open() as stream:
-            reader = pc.open_csv(
+            reader = pcsv.open_csv(
                 stream,
                 # Only on one thread do Arrow's messages name the row.
-                read_options=pc.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-                parse_options=pc.ParseOptions(
+                read_options=pcsv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+                parse_options=pcsv.ParseOptions(
                     delimiter="\t" if file.format.kind == "tsv" else ",",
                     newlines_in_values=True,  # texts have line breaks
                 ),
-                convert_options=pc.ConvertOptions(**convert),
+                convert_options=pcsv.ConvertOptions(**convert),
             )
             list(reader.schema.names)  # which have to be UTF-8 too
             yield reader
@@ -52,8 +53,15 @@ def _first_batch(file: File, **convert: Any) -> pa.RecordBatch:
         return next(iter(reader), None) or pa.RecordBatch.from_pylist([], reader.schema)
 
 
-def _type_of(file: File, name: str, column: pa.Array) -> pa.DataType:
-    """Return the type of a column whose first rows are these, in Arrow's reading."""
+def _type_of(file: File, name: str, column: pa.Array, texts: pa.Array | None) -> pa.DataType:
+    """Return the type of a column.
+
+    Args:
+        file: where it is.
+        name: its name.
+        column: its first rows in Arrow's reading.
+        texts: these as they are written, if they are large doubles.
+    """
     if pa.types.is_binary(column.type):
         raise SourceError(
             f"column {name!r} of {file.name!r} is not in UTF-8", "a file in UTF-8", "convert it (iconv)"
@@ -61,12 +69,12 @@ def _type_of(file: File, name: str, column: pa.Array) -> pa.DataType:
     if pa.types.is_null(column.type):
         # Without a single value it says nothing of its type; in CSV everything is text at first.
         return pa.string()
-    if large(column):
+    if texts is not None:
         # Arrow does not think of uint64, but reads it.
-        with suppress(SourceError):
-            _first_batch(file, column_types={name: pa.uint64()}, include_columns=[name])
+        with suppress(pa.ArrowInvalid):
+            pc.utf8_trim_whitespace(texts.filter(column.is_valid())).cast(pa.uint64())
             return pa.uint64()
-        if first_rounded(_first_batch(file, **_as_text([name])).column(0)) is not None:
+        if first_rounded(texts) is not None:
             return pa.string()
     return column.type
 
@@ -94,8 +102,16 @@ class DelimitedSource(FileSource):
             batch = _first_batch(file)
             if batch.num_rows:
                 break
-        columns = zip(batch.schema.names, batch.columns, strict=True)  # two may have the same name
-        return pa.schema([pa.field(name, _type_of(file, name, column)) for name, column in columns])
+        columns = list(zip(batch.schema.names, batch.columns, strict=True))  # two may have the same name
+        # The same rows once more, for all such columns together.
+        wide = list(dict.fromkeys(name for name, column in columns if large(column)))
+        texts = _first_batch(file, **_as_text(wide)) if wide else {}
+        return pa.schema(
+            [
+                pa.field(name, _type_of(file, name, column, texts[name] if name in wide else None))
+                for name, column in columns
+            ]
+        )
 
     def _read(self, file: File, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
         types = dict(zip(self._stored.names, self._stored.types, strict=True))

@@ -21,6 +21,7 @@ _BLOCK_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 _UNEXPECTED = "unexpected field"
 _REMEDY = "name the columns to keep (keep=[...]): others may come and go; or use Parquet"
+_REMEDY_INSIDE = "use Parquet, or give the first line a value for every field"
 _IN_ROW = re.compile(r" in row \d+$")
 _LINE_START = re.compile(rb"^[ \t\r]*([^ \t\r\n])", re.MULTILINE)
 
@@ -79,8 +80,13 @@ def _parsed(file: File, block: Block, schema: pa.Schema | None, strict: bool) ->
         return _parse(block.data, schema, strict)
     except pa.ArrowException as error:
         offset, reason = _culprit(block.data, schema, strict)
-        remedy = _REMEDY if reason.startswith(_UNEXPECTED) else ""
+        remedy = _remedy(reason) if reason.startswith(_UNEXPECTED) else ""
         raise _error(file, block.line + offset, _IN_ROW.sub("", reason), remedy) from error
+
+
+def _remedy(path: str) -> str:
+    """Return what to do about a field: one inside a column stays whatever columns are kept."""
+    return _REMEDY_INSIDE if "." in path else _REMEDY
 
 
 def _error(file: File, line: int, reason: str, remedy: str = "") -> SourceError:
@@ -157,6 +163,15 @@ class JsonLinesSource(FileSource):
                     return _typed(file, block, table.schema)
         raise SourceError(f"{self._files[0].name!r} holds no rows", "at least one, to know the columns by")
 
+    def count(self) -> int:
+        """Count the objects, whatever is in their columns. Raises `SourceError` for lines that are none."""
+        nothing = pa.schema([])
+        return sum(
+            _parsed(file, block, nothing, strict=False).num_rows
+            for file in self._files
+            for block in blocks(file)
+        )
+
     def _read(self, file: File, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([self._stored.field(name) for name in columns])
         for block in blocks(file):
@@ -177,7 +192,7 @@ class JsonLinesSource(FileSource):
         found = json_lines.first_unknown(block.data, nested) if nested else None
         if found is not None:
             offset, name = found
-            raise _error(file, block.line + offset, f"{_UNEXPECTED} {name!r}", _REMEDY)
+            raise _error(file, block.line + offset, f"{_UNEXPECTED} {name!r}", _remedy(name))
         return table
 
 

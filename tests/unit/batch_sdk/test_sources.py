@@ -10,6 +10,7 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import polars as pl
@@ -22,9 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch_sdk.errors import SourceError
+from batch_sdk.executors.ray import _rows
 from batch_sdk.kinds import Format, format_of
 from batch_sdk.sources import csv as csv_source
 from batch_sdk.sources import jsonl, open_source
+from batch_sdk.sources.files import File
 
 TEXTS = ["plain", "zwei\nZeilen", 'a "quoted", one', "日本 🎌", "\u2028", "2024-01-01", "", "NA", "x" * 5000]
 TABLE = pa.table({"id": list(range(9)), "text": TEXTS, "score": [0.5, None, *([1.25] * 7)]})
@@ -183,6 +186,7 @@ def lines(*rows: str) -> bytes:
     return "".join(row + "\n" for row in rows).encode()
 
 
+LONG = 9007199254740993  # 2**53 + 1
 GOOD = ['{"id": 1, "text": "a"}'] * 3
 BAD_LINES = {
     '{"id": "x", "text": "a"}': "number to string",
@@ -252,6 +256,38 @@ def test_fields_inside_a_column_that_is_read_are_not_dropped(tmp_path, monkeypat
     assert read(path, ["id"]).num_rows == 5
 
 
+@pytest.mark.parametrize(
+    "late", ['{"m": {"a": 1, "b": 2}, "id": 2}', f'{{"m": null, "id": 7e300, "x": {LONG}}}']
+)
+def test_rows_are_counted_whatever_is_in_their_columns(tmp_path, monkeypatch, late):
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 16)
+    rows = ['{"m": {"a": 1}, "x": 0.5}', "", '{"x": 1.5}', late]
+    path = put(tmp_path / "t.jsonl", lines(*rows))
+    source = open_source([path, path])
+    assert source.count() == 6
+    assert _rows(source, SimpleNamespace(limit_rows=None)) == 6
+    with pytest.raises(SourceError, match="line 5: a line that is not exactly one"):
+        open_source(put(tmp_path / "t.jsonl", lines(*rows, '{"m": 1} {}'))).count()
+    texts = lines("x,text", *["0.5,a"] * 30, f"{LONG},b")
+    monkeypatch.setattr(csv_source, "_BLOCK_BYTES", 99)
+    assert open_source(put(tmp_path / "t.csv", texts)).count() == 31
+
+
+@pytest.mark.parametrize("keep", [None, ["id"], []])
+def test_what_to_do_about_a_new_field(jobs, tmp_path, monkeypatch, keep):
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 16)
+    rows = [{"id": 1, "m": {"a": 1}}, {"id": 2, "m": {"a": 2, "b": 3}}]
+    path = put(tmp_path / "t.jsonl", lines(*map(json.dumps, rows)))
+    with pytest.raises(SourceError, match=r"line 2: unexpected field 'm\.b'") as caught:
+        jobs.generate(path, "{{ m.a }}", keep=keep)
+    assert "use Parquet, or give the first line" in str(caught.value)
+    assert "keep=" not in str(caught.value)
+    assert jobs.generate(path, "{{ id }}", keep=["id"]).num_rows == 2
+    path = put(tmp_path / "t.jsonl", lines('{"id": 1}', '{"id": 2, "x": 1}'))
+    with pytest.raises(SourceError, match=r"unexpected field 'x'.* name the columns to keep"):
+        jobs.generate(path, "{{ id }}")
+
+
 def test_a_type_that_changes_in_the_first_block_names_its_line(tmp_path):
     path = put(tmp_path / "t.jsonl", lines(*['{"id": 1}'] * 99, "", '{"id": "x"}', '{"id": 2}'))
     with pytest.raises(SourceError, match=r"line 101: .* number to string;"):
@@ -269,9 +305,6 @@ def test_numbers_of_64_bits_keep_their_digits(jobs, tmp_path, monkeypatch, name)
     assert read(path).to_pydict() == table.to_pydict()
     out = jobs.generate(path, "{{ id or 0 }}", output=tmp_path / "o.jsonl").output
     assert read(out)["id"].to_pylist() == IDS
-
-
-LONG = 9007199254740993  # 2**53 + 1
 
 
 @pytest.mark.parametrize("block", [16, 1 << 20])
@@ -328,6 +361,22 @@ def test_csv_does_not_round_whole_numbers(tmp_path, monkeypatch, first):
     with pytest.raises(SourceError, match=rf"t\.csv', row 203: column 'id' .* round *{LONG}"):
         read(path)
     assert read(path, ["x"])["x"].to_pylist() == [1e300] * 200 + [LONG - 1, 7, 8]
+
+
+def test_wide_csv_is_opened_twice_to_know_its_types(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(File, "_raw", lambda file, raw=File._raw: opened.append(file) or raw(file))
+    wide = {
+        "float": ["1e19", "1.5"],
+        "id": [str(2**64 - 1), "NA"],
+        "big": [str(2**64), ""],
+        "mixed": ["0.5", str(LONG)],
+    }
+    rows = [",".join(f"{name}{i}" for i in range(9) for name in wide)]
+    rows += [",".join(cells[row] for _ in range(9) for cells in wide.values()) for row in range(2)]
+    schema = open_source(put(tmp_path / "t.csv", lines(*rows))).schema
+    assert [str(kind) for kind in schema.types] == ["double", "uint64", "double", "string"] * 9
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize("data", [b"id,body\n1,plain\n2,caf\xe9\n", b"id,b\xf6dy\n1,plain\n"])
