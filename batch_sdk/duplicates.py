@@ -26,7 +26,7 @@ class Duplicates:
         self._leaders: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}
         self._followers: dict[int, list[int]] = {}
-        self._done: OrderedDict[bytes, GenerateResult] = OrderedDict()
+        self._done: OrderedDict[bytes, tuple[GenerateResult, int]] = OrderedDict()
         self._done_bytes = 0
         self._answers: list[GenerateResult] = []
 
@@ -40,7 +40,7 @@ class Duplicates:
             key = hashlib.blake2b(repr(request[1:]).encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if key in self._done:
                 self._done.move_to_end(key)
-                self._answers.append(self._done[key]._replace(position=request.position))
+                self._answers.append(self._done[key][0]._replace(position=request.position))
             elif key in self._leaders:
                 self._followers.setdefault(self._leaders[key], []).append(request.position)
             else:
@@ -65,11 +65,12 @@ class Duplicates:
             for position in self._followers.pop(result.position, ()):
                 yield result._replace(position=position)
             if result.error is None:
-                self._done[key] = result
-                self._done_bytes += _size(result)
+                size = _size(result)
+                self._done[key] = result, size
+                self._done_bytes += size
             while len(self._done) > _REMEMBERED or self._done_bytes > _REMEMBERED_BYTES:
-                _, oldest = self._done.popitem(last=False)
-                self._done_bytes -= _size(oldest)
+                _, (_, size) = self._done.popitem(last=False)
+                self._done_bytes -= size
 
 
 def _size(result: GenerateResult) -> int:
@@ -78,6 +79,9 @@ def _size(result: GenerateResult) -> int:
 
 
 def _bytes(value: Any) -> int:
+    if isinstance(value, str) and not value.isascii():
+        # Python keeps its UTF-8 beside it, once Arrow has asked for that.
+        return sys.getsizeof(value) + len(value.encode("utf-8", "surrogatepass"))
     if not isinstance(value, list):
         return sys.getsizeof(value)
     # Samples; or numbers, all of one size.

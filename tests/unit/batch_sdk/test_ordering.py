@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import sys
 import time
 
 import pyarrow as pa
@@ -193,6 +194,21 @@ def test_what_is_remembered_is_bounded_in_bytes(monkeypatch, samples):
     (request,) = found.first_of([GenerateRequest(300, "large", {})])
     list(found.all_of([GenerateResult(300, "x" * (2 << 20), 1, 1, "stop")]))
     assert (len(found._done), found._done_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_text_that_is_not_ascii_is_bounded_too(monkeypatch, samples):
+    monkeypatch.setattr(duplicates, "_REMEMBERED_BYTES", 1 << 20)
+    found = Duplicates()
+    for position in range(100):
+        list(found.first_of([GenerateRequest(position, f"row {position}", {})]))
+        texts = ["漢" * 10_000 + f"{position} {sample}" for sample in range(samples)]
+        answer = GenerateResult(position, texts[0] if samples == 1 else texts, 1, 1, "stop")
+        list(found.all_of([answer]))
+        pa.array(texts)  # Arrow makes Python keep their UTF-8
+    kept = [result.text if samples > 1 else [result.text] for result, _ in found._done.values()]
+    assert len(kept) >= 6
+    assert sum(sys.getsizeof(text) for texts in kept for text in texts) <= found._done_bytes <= 1 << 20
 
 
 def test_nonsense_and_the_command_line(tmp_path):
