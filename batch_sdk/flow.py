@@ -58,14 +58,15 @@ def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordB
     Slices are views; only rows that come in smaller batches are copied together.
 
     Raises:
-        SourceError: so many rows have more bytes than a column of 32-bit offsets can hold.
+        SourceError: so many rows have more than one batch can hold: bytes for 32-bit offsets, values for the keys of
+            a dictionary.
     """
     for pieces in regroup(batches, rows):
         try:
             joined = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
         except pa.ArrowInvalid as error:
             raise SourceError(
-                f"{rows:,} rows have more than 2 GiB in one column",
+                f"{rows:,} rows do not go into one batch (a column of 32-bit offsets holds 2 GiB): {error}",
                 "fewer rows in a batch",
                 "pass a smaller batch_rows (--batch-rows)",
             ) from error

@@ -92,14 +92,17 @@ class Folder:
             try:
                 self._made = not self.path.is_dir()
                 self.path.mkdir(parents=True, exist_ok=True)
-                handle = os.open(self.path, os.O_RDONLY)
+                with suppress(FileNotFoundError):  # removed meanwhile by another process's `unlock`
+                    self._try_lock(os.open(self.path, os.O_RDONLY))
             except OSError as error:
                 raise OutputError(f"{str(self.path)!r} cannot be made: {error.strerror}") from error
-            self._flock(handle)
-            if self._is(handle):
-                self._lock = handle
-            else:  # another process's `unlock` removed it before it was locked here
-                os.close(handle)
+
+    def _try_lock(self, handle: int) -> None:
+        self._flock(handle)
+        if self._is(handle):
+            self._lock = handle
+        else:  # the same, before it was locked here
+            os.close(handle)
 
     def _is(self, handle: int) -> bool:
         """Whether the open directory is the one at `path`."""

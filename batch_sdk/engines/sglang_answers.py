@@ -15,7 +15,7 @@ async def asked(work: Coroutine[Any, Any, Any]) -> Any:
 
     try:
         return await work
-    except (ValueError, TypeError) as error:  # TypeError: of the tokenizer, on what is no text
+    except ValueError as error:
         return RowError(RowErrorKind.REJECTED, str(error))
     except HTTPException as error:
         return RowError(RowErrorKind.ABORTED, f"{error.status_code}: {error.detail}")

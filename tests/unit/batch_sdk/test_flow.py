@@ -159,6 +159,19 @@ def test_a_batch_of_more_than_2_gib_says_what_to_do(jobs, tmp_path):
     table = pa.table(
         {"text": pa.chunked_array([pa.array(["t"] * 4096)]), "long": pa.chunked_array([chunk] * 256)}
     )
-    with pytest.raises(SourceError, match=r"4,096 rows have more than 2 GiB.*smaller batch_rows"):
+    with pytest.raises(SourceError, match=r"4,096 rows .*2 GiB.*offset overflow.*smaller batch_rows"):
         jobs.embed(table, output=lambda batch: None)
     assert jobs.embed(table, output=lambda batch: None, batch_rows=64, limit_rows=256).rows == 256
+
+
+def test_dictionaries_that_do_not_fit_together_say_so(jobs):
+    chunks = [
+        pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), [f"{n} {i}" for i in range(100)])
+        for n in "ab"
+    ]
+    table = pa.table({"text": ["x"] * 200, "d": pa.chunked_array(chunks)})
+    with pytest.raises(
+        SourceError, match=r"200 rows do not go into one batch.* dictionar.*smaller batch_rows"
+    ):
+        jobs.embed(table, batch_rows=200)
+    assert jobs.embed(table, batch_rows=100).num_rows == 200

@@ -342,16 +342,17 @@ def test_somebody_elses_manifest_in_an_input(files, tmp_path):
     assert run("generate", files, tmp_path / "o").rows == 20
 
 
-def test_a_directory_that_goes_while_it_is_locked_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "name"), [(fcntl, "flock"), (os, "open")])
+def test_a_directory_that_goes_while_it_is_locked_is_made_again(tmp_path, monkeypatch, module, name):
     first, second = (Folder(tmp_path / "o") for _ in range(2))
     first.lock()
-    real = fcntl.flock
+    real = getattr(module, name)
 
-    def late(handle, how):
-        first.unlock()  # between the second's opening and its lock
-        real(handle, how)
+    def late(*args):
+        first.unlock()  # between the second's making, its opening and its lock
+        return real(*args)
 
-    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(module, name, late)
     second.lock()
     assert first.locked_elsewhere()
     (tmp_path / "o" / "file").touch()

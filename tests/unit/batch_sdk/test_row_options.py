@@ -222,9 +222,10 @@ class TestTruncation:
         assert "prompt_truncated" not in jobs.generate(TABLE).column_names
 
 
-@pytest.mark.parametrize("cause", [ValueError("bad"), TypeError("bad")])
-def test_what_sglang_raises_on_a_row_is_its_error(cause):
-    async def work():
+def test_what_sglang_raises_on_a_row_is_its_error():
+    async def work(cause):
         raise cause
 
-    assert asyncio.run(asked(work())) == RowError(RowErrorKind.REJECTED, "bad")
+    assert asyncio.run(asked(work(ValueError("bad")))) == RowError(RowErrorKind.REJECTED, "bad")
+    with pytest.raises(TypeError, match="has no len"):  # a mistake in a program, which every row would have
+        asyncio.run(asked(work(TypeError("object of type 'NoneType' has no len()"))))
