@@ -120,7 +120,7 @@ class Checkpoint:
     def identity(self) -> str:
         """Differs between models, as far as their configs and the samples of their tensors do; not between copies."""
         found = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for name, row in sorted(self.samples(self.names)):
+        for name, row in sorted(self.samples(self.names), key=lambda sample: sample[0]):
             found.update(f"{name} {row.dtype} {tuple(row.shape)} ".encode())
             found.update(row.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()

@@ -118,13 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = vars(build_parser().parse_args(argv))
     resume = args.pop("resume")
     try:
-        out = distill(Settings(**args), resume=resume)
+        settings = Settings(**args)
+        out = distill(settings, resume=resume)
     except SwiftKVError as error:
         print(f"swiftkv.distill: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         if PartialState().is_main_process:
-            message = f"stopped after step {stop.step}; the same command with --resume goes on"
+            kept = (settings.work / STATE).is_file()
+            way = "the same command with --resume goes on" if kept else "nothing of the run could be saved"
+            message = f"stopped after step {stop.step}; {way}"
             print(f"swiftkv.distill: {message}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:

@@ -181,7 +181,7 @@ class Trainer(Loop):
             raise SwiftKVError(f"there is nothing to resume in {self._settings.work}")
         rows = f"the rows of {self._settings.data}"
         found = self._read(path, self._train.fingerprint, rows, SwiftKVError)
-        if found.get("origin") != self._origin:
+        if found.get("origin", self._origin) != self._origin:  # earlier versions kept none
             msg = "is not the model that the run was begun with; remove what it left or put that model back"
             raise SwiftKVError(f"{self._settings.model} (or its --teacher) {msg}")
         options = sharded.StateDictOptions(full_state_dict=True, strict=False)

@@ -20,12 +20,12 @@ def folder(model_path: str, revision: str | None) -> Path:
     path = Path(model_path)
     if path.is_dir():
         return path
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model_path, revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (httpx.HTTPError, OSError, ValueError) as error:  # of the network; of the hub; a name that is none
         msg = f"the pooling files of {model_path} cannot be fetched ({type(error).__name__}: {error})"
         raise UnsupportedCheckpointError(msg) from error
 
@@ -49,17 +49,32 @@ def embeds_unasked(args: Any) -> bool:
 
 def _model_config(args: Any) -> dict[str, Any]:
     """config.json with what the command line changes in it; empty where it cannot be had here."""
+    import httpx
+
     path = Path(args.model_path)
     try:
         if path.is_dir():
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        elif args.model_path.lower() in _NO_MODEL or env.modelscope():
+            file = path / "config.json"
+        elif path.exists() or args.model_path.lower() in _NO_MODEL or env.modelscope():  # one file, GGUF say
             return {}
         else:
-            from huggingface_hub import hf_hub_download
-
-            file = hf_hub_download(args.model_path, "config.json", revision=args.revision)
-            config = json.loads(Path(file).read_text(encoding="utf-8"))
+            file = _of_the_hub(args.model_path, args.revision)
+        config = json.loads(file.read_text(encoding="utf-8"))
         return {**config, **json.loads(args.json_model_override_args)}
-    except (OSError, TypeError, ValueError):  # not there or broken, about which SGLang has its own words
+    except (
+        httpx.HTTPError,
+        OSError,
+        TypeError,
+        ValueError,
+    ):  # not there, broken: SGLang has its own words for it
         return {}
+
+
+def _of_the_hub(name: str, revision: str | None) -> Path:
+    """config.json of a repository; what is cached is enough for what is asked here, and needs no network."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(
+        cached if isinstance(cached, str) else hf_hub_download(name, "config.json", revision=revision)
+    )

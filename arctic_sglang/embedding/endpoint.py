@@ -30,6 +30,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+# A request whose client is so slow to read its answer is in work no more: a server that ends waits for those that are.
+SENDING_SECONDS = 30.0
 # What was asked for while SGLang's own handler has the request: it passes on what it knows, which is not all.
 diverted_call: ContextVar[EmbeddingCall | None] = ContextVar("arctic_diverted_call", default=None)
 
@@ -82,18 +84,20 @@ class EmbeddingsEndpoint:
             if call is None or self._diverted():
                 await self._hand_on(call, scope, _again(body, receive), send)
                 return
+            sending = None
             with self._in_work(call) as work:
-                found = await work.result(
-                    self._embed(call), receive()
-                )  # after the body nothing comes but the end
+                # After the body nothing comes but the end.
+                found = await work.result(self._embed(call), receive())
                 if found is None:
                     outcome = "gone"
                 else:
                     outcome, rows, tokens = "ok", len(found[1]), int(found[1].sum(dtype=np.int64))
-                    pieces = openai_api.answer(
-                        found[0], tokens, call.model or self._model, base64=call.base64
-                    )
-                    await _send_pieces(send, pieces)
+                    name = call.model or self._model
+                    pieces = openai_api.answer(found[0], tokens, name, base64=call.base64)
+                    sending = asyncio.ensure_future(_send_pieces(send, pieces))
+                    await _wait_some(sending)
+            if sending is not None:
+                await sending
         except InputError as error:
             await _send(send, 400, openai_api.error(str(error)))
         except AbortedError as error:
@@ -151,6 +155,15 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return receive_again
+
+
+async def _wait_some(sending: asyncio.Future[None]) -> None:
+    """Waits for the end, for `SENDING_SECONDS` at most; cancelled, it cancels that too."""
+    try:
+        await asyncio.wait([sending], timeout=SENDING_SECONDS)
+    except asyncio.CancelledError:
+        sending.cancel()
+        raise
 
 
 async def _send(send: Send, status: int, body: bytes) -> None:

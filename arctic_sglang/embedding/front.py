@@ -208,26 +208,35 @@ class FrontDoor:
     def _fill(self) -> None:
         """Hand waiting blocks to the least loaded instances, small ones first."""
         for queue, small in ((self._small, True), (self._large, False)):
+            passed = []  # for the same instances, which may be long about what they have
             while queue:
-                job = queue[0]
+                job = queue.popleft()
                 instance = self._instance_for(job, small)
                 if instance is None:
+                    passed.append(job)
+                    if job.deaths:
+                        continue
                     break
-                queue.popleft()
                 instance.blocks[job.block.number] = job
                 self._account(instance, job.block, 1)
                 instance.send(job.block)
+            queue.extendleft(reversed(passed))
 
     def _instance_for(self, job: _Job, small: bool) -> Instance | None:
-        """The least loaded instance that has room for a block of this kind; a block of any size fits where none is."""
+        """The least loaded instance that has room for a block of this kind; a block of any size fits where none is.
+
+        What another instance died with waits for room at one that is not vital, if there is any.
+        """
         limit = self._steps_ahead * self.step_tokens
-        found = []
-        for instance in self._instances:
+        found, allowed = [], self._instances
+        if job.deaths:
+            allowed = [instance for instance in allowed if not instance.vital] or allowed
+        for instance in allowed:
             held = instance.small_tokens if small else instance.tokens - instance.small_tokens
             if not held or held + len(job.block.ids) <= limit:
                 found.append(instance)
         # Of equals the first: a health check of an idle server waits for an answer of SGLang's own scheduler.
-        return min(found, key=lambda i: (job.deaths > 0 and i.vital, i.tokens), default=None)
+        return min(found, key=lambda i: i.tokens, default=None)
 
     @staticmethod
     def _account(instance: Instance, block: EmbedBlock, sign: int) -> None:

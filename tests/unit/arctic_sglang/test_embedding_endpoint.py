@@ -17,6 +17,7 @@ from starlette.routing import Match
 from transformers import BertConfig, LlamaConfig, XLMRobertaConfig
 
 from arctic_sglang.compat import vendor
+from arctic_sglang.embedding import endpoint as endpoint_module
 from arctic_sglang.embedding import manager as manager_module
 from arctic_sglang.embedding import openai_api, serving
 from arctic_sglang.embedding.checkpoint import DenseSpec, PoolingSpec
@@ -341,18 +342,18 @@ class Slow:
         self.began.set()
         await asyncio.Event().wait()
 
-    def post(self, input_="a"):
+    def post(self, input_="a", send=None):
         endpoint = EmbeddingsEndpoint(self.service, stock, model="m", in_work=partial(called, self.manager))
         messages = [{"type": "http.request", "body": orjson.dumps({"input": input_}), "more_body": False}]
 
         async def receive():
             return messages.pop() if messages else await asyncio.Event().wait()
 
-        async def send(message):
+        async def keep(message):
             self.sent.append(message)
 
         scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
-        return endpoint(scope, receive, send)
+        return endpoint(scope, receive, send or keep)
 
     def generate(self, request=None, **fields):
         asked = vendor.EmbeddingReqInput(**fields)
@@ -402,6 +403,34 @@ def test_sglang_waits_for_requests_in_work_and_can_abort_them(monkeypatch):
         await asyncio.wait([cancelled])
         assert cancelled.cancelled()
         assert states == {}
+
+    asyncio.run(main())
+
+
+def test_a_client_that_reads_nothing_keeps_no_server_from_its_end(monkeypatch):
+    monkeypatch.setattr(endpoint_module, "SENDING_SECONDS", 0.01)
+
+    async def main():
+        slow = Slow(monkeypatch)
+        read = asyncio.Event()
+
+        async def vectors(rows, *, dimensions):
+            return np.zeros((rows.rows, 4), np.float32)
+
+        async def send(message):
+            await read.wait()
+            slow.sent.append(message)
+
+        monkeypatch.setattr(slow.service, "_embed", vectors)
+        task = asyncio.ensure_future(slow.post(send=send))
+        while not slow.manager.rid_to_state:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        assert slow.manager.rid_to_state == {}
+        assert not task.done()
+        read.set()
+        await task
+        assert slow.sent[0]["status"] == 200
 
     asyncio.run(main())
 

@@ -402,6 +402,31 @@ def test_what_another_one_died_with_goes_to_the_server_where_nobody_else_is(fron
     asyncio.run(main())
 
 
+def test_what_another_one_died_with_waits_for_a_replica_with_room(front):
+    """The server's own instance goes on with other blocks meanwhile."""
+
+    async def main():
+        server, first, second = (Engine(front, name) for name in ("server", "first", "second"))
+        server.instance.vital = True
+        requests = [make_rows(400, seed=seed) for seed in range(3)]
+        tasks = [start(front.embed(rows)) for rows in requests]
+        await turn()
+        doomed = [block.ids for block in first.waiting]
+        front.remove(first.instance)
+        seen = len(server.seen)
+        for _ in range(4):
+            server.answer()
+            await turn()
+        assert len(server.seen) > seen
+        for task in tasks:
+            await serve([second, server], task)
+        for ids in doomed:
+            assert not any(np.array_equal(ids, block.ids) for block in server.seen)
+            assert any(np.array_equal(ids, block.ids) for block in second.seen)
+
+    asyncio.run(main())
+
+
 def test_what_a_removed_instance_had_goes_first(front):
     async def main():
         engine = Engine(front, "a")

@@ -3,10 +3,11 @@
 import json
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from arctic_sglang.compat import checkpoint_files
-from arctic_sglang.embedding.checkpoint import PoolingSpec
+from arctic_sglang.embedding.checkpoint import PoolingSpec, UnsupportedCheckpointError
 from arctic_sglang.embedding.model_config import after_from_server_args
 
 
@@ -65,6 +66,42 @@ def test_models_that_sglang_serves_as_embedders_unasked(tmp_path, config, overri
         model_path=str(tmp_path), revision=None, json_model_override_args=json.dumps(overrides)
     )
     assert checkpoint_files.embeds_unasked(given) is embeds
+
+
+def test_a_network_that_fails_is_sglangs_to_report(monkeypatch):
+    """The hub falls back to its cache for some faults alone; others are neither OSError nor ValueError."""
+    import huggingface_hub
+
+    for error in (httpx.ProxyError("403"), httpx.ReadError("reset"), httpx.RemoteProtocolError("closed")):
+
+        def fails(*_args, error=error, **_kwargs):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+        given = SimpleNamespace(model_path="me/chat", revision=None, json_model_override_args="{}")
+        assert not checkpoint_files.embeds_unasked(given)
+        with pytest.raises(UnsupportedCheckpointError, match="me/chat cannot be fetched"):
+            checkpoint_files.folder("me/chat", None)
+
+
+def test_what_lies_here_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def asked(name, *_args, **_kwargs):
+        pytest.fail(f"asked for {name}")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
+    cached = tmp_path / "cached.json"
+    cached.write_text(json.dumps({"architectures": ["BertModel"]}))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_args, **_kwargs: str(cached))
+    given = SimpleNamespace(model_path="me/bert", revision=None, json_model_override_args="{}")
+    assert checkpoint_files.embeds_unasked(given)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "x.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    given.model_path = "models/x.gguf"
+    assert not checkpoint_files.embeds_unasked(given)
 
 
 @pytest.mark.parametrize("name", ["none", "DUMMY", "s3://bucket/model", "no such/folder/of mine"])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from swiftkv import checkpoint, loop, training
 from swiftkv.checkpoint import ADDED
 from swiftkv.convert import convert
-from swiftkv.distill import distill
+from swiftkv.distill import distill, main
 from swiftkv.errors import SwiftKVError
 from tests import ranks
 
@@ -103,6 +103,39 @@ def test_a_copy_of_the_model_is_the_same(saved):
     shutil.rmtree(folder)
     folder.with_name("copy").rename(folder)
     assert report(distill(saved(), resume=True))["steps"] > 5
+
+
+def test_a_state_without_a_note_of_its_model_is_taken(saved):
+    """As versions wrote it that kept none."""
+    state = saved().work / training.STATE
+    found = torch.load(state, weights_only=True)
+    del found["origin"]
+    torch.save(found, state)
+    assert report(distill(saved(), resume=True))["steps"] > 5
+
+
+def test_a_stop_says_whether_a_resumed_run_goes_on(settings, monkeypatch, capsys):
+    def stopped(settings, *, resume):
+        raise loop.Interrupted(signal.SIGTERM, 7)
+
+    monkeypatch.setattr("swiftkv.distill.distill", stopped)
+    given = settings()
+    flags = ["--model", given.model, "--data", given.data, "--out", given.out]
+    assert main(flags) == 143
+    assert "after step 7; nothing of the run could be saved" in capsys.readouterr().err
+    given.work.mkdir(parents=True)
+    (given.work / training.STATE).touch()
+    assert main(flags) == 143
+    assert "after step 7; the same command with --resume goes on" in capsys.readouterr().err
+
+
+def test_two_shards_with_a_tensor_of_one_name_have_an_identity(saved):
+    found = checkpoint.Checkpoint.open(saved().model)
+    shard = next(iter(found.shards))
+    shutil.copy(found.folder / shard, found.folder / "another.safetensors")
+    twice = {**found.shards, "another.safetensors": found.shards[shard]}
+    again = checkpoint.Checkpoint(found.folder, found.config, twice)
+    assert again.identity != found.identity
 
 
 def test_nothing_to_resume(settings):
