@@ -122,7 +122,7 @@ class Folder:
         except OSError as error:
             warnings.warn(
                 f"{str(self.path)!r} cannot be locked ({error.strerror}): let no other job write to it",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def unlock(self) -> None:
