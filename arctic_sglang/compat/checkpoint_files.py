@@ -61,13 +61,8 @@ def _model_config(args: Any) -> dict[str, Any]:
             file = _of_the_hub(args.model_path, args.revision)
         config = json.loads(file.read_text(encoding="utf-8"))
         return {**config, **json.loads(args.json_model_override_args)}
-    except (
-        httpx.HTTPError,
-        OSError,
-        TypeError,
-        ValueError,
-    ):  # not there, broken: SGLang has its own words for it
-        return {}
+    except (httpx.HTTPError, OSError, TypeError, ValueError):
+        return {}  # not there, or broken: SGLang has its own words for it
 
 
 def _of_the_hub(name: str, revision: str | None) -> Path:
@@ -75,6 +70,6 @@ def _of_the_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(
-        cached if isinstance(cached, str) else hf_hub_download(name, "config.json", revision=revision)
-    )
+    if not isinstance(cached, str):
+        cached = hf_hub_download(name, "config.json", revision=revision)
+    return Path(cached)

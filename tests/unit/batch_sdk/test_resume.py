@@ -640,20 +640,15 @@ def test_any_number_of_stops(tmp_path_factory, rows, stops, part, window, task):
     assert read(folder / "out").equals(read(folder / "whole"))
 
 
+def command(table, out):
+    """Arguments of `arctic-batch` for a job on the dummy engine."""
+    options = ["--model", "m", "--engine", "dummy", "--prompt", "say {{ text }}"]
+    return ["generate", str(table), "-o", out, *options]
+
+
 def test_the_command_line(files, tmp_path, capsys):
     out = str(tmp_path / "o")
-    base = [
-        "generate",
-        str(files),
-        "-o",
-        out,
-        "--model",
-        "m",
-        "--engine",
-        "dummy",
-        "--prompt",
-        "say {{ text }}",
-    ]
+    base = command(files, out)
     pace = ["--batch-rows", "2", "--window-rows", "2", "--max-restarts", "0"]
     dying = ["--engine-option", "die_after_requests=9", "--engine-option", 'fail_on="text 5"']
     assert cli.main([*base, *pace, *dying]) == 1
@@ -688,18 +683,7 @@ def test_whatever_stops_a_job_half_way_says_what_is_kept(files, tmp_path, capsys
             raise cause
         real(self)
 
-    args = [
-        "generate",
-        str(files),
-        "-o",
-        out,
-        "--model",
-        "m",
-        "--engine",
-        "dummy",
-        "--prompt",
-        "say {{ text }}",
-    ]
+    args = command(files, out)
     more = ["--rows-per-file", "7", "--batch-rows", "2", "--window-rows", "4"]
     with monkeypatch.context() as patch:
         patch.setattr(RowGroupWriter, "close", full)
